@@ -1,0 +1,4 @@
+//! The gateway's brain: every decision of a shard, and no IO, clock, thread or random source.
+#![forbid(unsafe_code)]
+
+pub mod output;
