@@ -1,4 +1,6 @@
 //! The gateway's brain: every decision of a shard, and no IO, clock, thread or random source.
 #![forbid(unsafe_code)]
 
+pub mod brain;
 pub mod output;
+pub mod time;

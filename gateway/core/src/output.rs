@@ -39,6 +39,8 @@ pub enum Output<M, S> {
     Close(ConnId),
     /// Close at once; what is queued is dropped.
     Abort(ConnId),
+    /// The connection stays on this shard for good, without a seat: move it out of the lobby into live mode.
+    Promote(ConnId),
     /// Take the connection out of this shard and give its descriptor to another (or this) shard, with `seat`, which
     /// holds any bytes already read. The connection ends here without a close event.
     Seat {
