@@ -4,3 +4,5 @@
 pub mod brain;
 pub mod output;
 pub mod time;
+pub mod http;
+pub mod ws;
