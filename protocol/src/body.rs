@@ -199,7 +199,7 @@ pub struct TitleBody {
 
 /// A body by its kind.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Body {
     /// [`kind::MESSAGE`].
     Message(MessageBody),
@@ -280,15 +280,20 @@ pub fn check_message(bytes: &[u8], payload_bytes_max: usize) -> Result<(), crate
     if body.payload.len() > payload_bytes_max {
         return Err(crate::ErrorCode::TooLarge);
     }
+    let shown = |number: u64| number <= limits::NUMBER_MAX;
     let extension_fits = |value: usize| value <= limits::EXTENSION_BYTES_MAX;
     let fits = !body.content_type.is_empty()
         && body.content_type.len() <= limits::CONTENT_TYPE_BYTES_MAX
+        && body.reply_to.as_ref().is_none_or(|seq| shown(seq.to_native()))
+        && body.expires_at_ms.as_ref().is_none_or(|at| shown(at.to_native()))
         && body.mentions.len() <= limits::MENTIONS_MAX
+        && body.mentions.iter().all(|user| UserId::from(user).is_valid())
         && body.attachments.len() <= limits::ATTACHMENTS_MAX
         && body.extensions.len() <= limits::EXTENSIONS_MAX
         && body.extensions.iter().all(|extension| extension_fits(extension.value.len()))
         && body.attachments.iter().all(|attachment| {
             attachment.content_type.len() <= limits::CONTENT_TYPE_BYTES_MAX
+                && shown(attachment.size_bytes.to_native())
                 && extension_fits(attachment.reference.len())
                 && extension_fits(attachment.name.len())
         });

@@ -77,6 +77,7 @@ pub struct Hello {
 
 /// A message to a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[serde(try_from = "crate::json::SendIn")]
 pub struct Send {
     /// Where to.
     pub chat_id: ChatId,

@@ -109,6 +109,13 @@ pub struct UserId(
 );
 decimal_id!(UserId, "a user id: a decimal number from 1 to 2^63 - 1");
 
+impl UserId {
+    /// Whether the number is in range. JSON takes no other; rkyv carries any.
+    pub const fn is_valid(self) -> bool {
+        self.0 != 0 && self.0 >> USER_BITS == 0
+    }
+}
+
 /// A Snowflake: 63 bits, rising within a chat and in commit order within a writer. Text: decimal.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Clone, Copy))]
@@ -167,8 +174,7 @@ const _: () = assert!(2 * USER_BITS == TAG_SHIFT && TAG_SHIFT + 2 == u128::BITS)
 impl ChatId {
     /// The direct chat of two users, in either order; `None` with oneself or with an id out of range.
     pub fn direct(a: UserId, b: UserId) -> Option<Self> {
-        let in_range = |user: UserId| user.0 != 0 && user.0 >> USER_BITS == 0;
-        if a == b || !in_range(a) || !in_range(b) {
+        if a == b || !a.is_valid() || !b.is_valid() {
             return None;
         }
         let (low, high) = if a < b { (a, b) } else { (b, a) };

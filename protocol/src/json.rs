@@ -1,6 +1,8 @@
 //! How the values of the model look in JSON where serde's derived form does not serve: payloads, bytes, envelopes.
 
-use crate::body::{Body, Envelope, flag};
+use crate::body::{Body, Envelope};
+use crate::frame::Send;
+use crate::{ChatId, ClientMsgId};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::Error as _;
@@ -50,6 +52,31 @@ pub(crate) mod payload {
     }
 }
 
+/// A `send` as it comes in. serde cannot refuse unknown fields beside a flattened one, so the fields stand here.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SendIn {
+    chat_id: ChatId,
+    client_msg_id: ClientMsgId,
+    #[serde(default)]
+    kind: Option<u16>,
+    #[serde(default)]
+    flags: u16,
+    body: Body,
+}
+
+impl TryFrom<SendIn> for Send {
+    type Error = &'static str;
+    fn try_from(send: SendIn) -> Result<Self, Self::Error> {
+        let mut envelope = send.body.to_envelope();
+        envelope.flags = send.flags;
+        if send.kind.is_some_and(|kind| kind != envelope.kind) {
+            return Err("kind is not that of the body; it may be left out");
+        }
+        Ok(Send { chat_id: send.chat_id, client_msg_id: send.client_msg_id, envelope })
+    }
+}
+
 #[derive(Deserialize)]
 struct EnvelopeIn {
     #[serde(default)]
@@ -77,7 +104,7 @@ impl<'de> Deserialize<'de> for Envelope {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let EnvelopeIn { flags, body } = EnvelopeIn::deserialize(deserializer)?;
         let mut envelope = body.to_envelope();
-        envelope.flags = flags & flag::REDACTED;
+        envelope.flags = flags;
         Ok(envelope)
     }
 }

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod body;
+pub mod check;
 pub mod close;
 pub mod error;
 pub mod event;

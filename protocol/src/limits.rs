@@ -47,6 +47,10 @@ pub const INBOX_PAGE_MAX: u32 = 1024;
 pub const KINDS_KNOWN_MAX: usize = 64;
 /// A token, bytes.
 pub const TOKEN_BYTES_MAX: usize = 4096;
+/// The client's own description in `Hello`, bytes of UTF-8.
+pub const CLIENT_BYTES_MAX: usize = 128;
+/// The largest number that a client may have stored and shown to others: what a JavaScript number holds exactly.
+pub const NUMBER_MAX: u64 = (1 << 53) - 1;
 /// A record on a link at the most, bytes: an inbox page of large messages.
 pub const LINK_RECORD_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of events that a page stops at (it always holds at least one event).

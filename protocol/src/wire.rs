@@ -1,7 +1,8 @@
 //! The two encodings of the frames, and the framing of link records. Decoding never trusts a length or a byte.
 
-use crate::frame::{ArchivedClientFrame, ClientFrame, ServerFrame};
+use crate::frame::{ArchivedClientFrame, ArchivedServerFrame, ClientFrame, ServerFrame};
 use crate::limits;
+use crate::link::{ArchivedToGateway, ArchivedToWriter, ToGateway, ToWriter};
 use rkyv::rancor::Error as RkyvError;
 use rkyv::ser::{Serializer, sharing::Unshare};
 
@@ -39,6 +40,11 @@ impl std::fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
+// Frames and records are read where they lie: behind a WebSocket header or a length, at any address.
+const _: () = assert!(align_of::<ArchivedClientFrame>() == 1 && align_of::<ArchivedServerFrame>() == 1);
+const _: () = assert!(align_of::<ArchivedToWriter>() == 1 && align_of::<ArchivedToGateway>() == 1);
+const _: () = assert!(align_of::<crate::event::ArchivedEvent>() == 1);
+
 fn not_rkyv<T>(_: RkyvError) -> Result<T, DecodeError> {
     Err(DecodeError("the bytes are not a frame of parley.v1.rkyv".to_owned()))
 }
@@ -48,8 +54,12 @@ pub fn access_client_frame(bytes: &[u8]) -> Result<&ArchivedClientFrame, DecodeE
     rkyv::access::<ArchivedClientFrame, RkyvError>(bytes).or_else(not_rkyv)
 }
 
-/// Decodes a client frame.
+/// Decodes a client frame. What takes part in it is bounded by [`limits::FRAME_BYTES_MAX`] and by the JSON parser's
+/// depth of 128; the bounds of single fields are [`ClientFrame::check`]'s.
 pub fn decode_client_frame(encoding: Encoding, bytes: &[u8]) -> Result<ClientFrame, DecodeError> {
+    if bytes.len() > limits::FRAME_BYTES_MAX {
+        return Err(DecodeError(format!("a frame of {} bytes is above the limit", bytes.len())));
+    }
     match encoding {
         Encoding::Rkyv => rkyv::from_bytes::<ClientFrame, RkyvError>(bytes).or_else(not_rkyv),
         Encoding::Json => serde_json::from_slice(bytes).map_err(|error| DecodeError(error.to_string())),
@@ -143,6 +153,20 @@ where
     encode_rkyv(record, out);
     let len = (out.len() - at - 4) as u32;
     out[at..at + 4].copy_from_slice(&len.to_le_bytes());
+}
+
+/// Decodes the bytes of one record, as [`split_record`] gives them.
+pub fn decode_to_writer(record: &[u8]) -> Result<ToWriter, DecodeError> {
+    rkyv::from_bytes::<ToWriter, RkyvError>(record).map_err(|_| not_a_record())
+}
+
+/// Decodes the bytes of one record, as [`split_record`] gives them.
+pub fn decode_to_gateway(record: &[u8]) -> Result<ToGateway, DecodeError> {
+    rkyv::from_bytes::<ToGateway, RkyvError>(record).map_err(|_| not_a_record())
+}
+
+fn not_a_record() -> DecodeError {
+    DecodeError("the bytes are not a record of this link version".to_owned())
 }
 
 /// Takes the first record off a buffer: `Ok(None)` while it is not whole; else its bytes and all that it takes up.
