@@ -54,14 +54,18 @@ pub fn access_client_frame(bytes: &[u8]) -> Result<&ArchivedClientFrame, DecodeE
     rkyv::access::<ArchivedClientFrame, RkyvError>(bytes).or_else(not_rkyv)
 }
 
-/// Decodes a client frame. What takes part in it is bounded by [`limits::FRAME_BYTES_MAX`] and by the JSON parser's
-/// depth of 128; the bounds of single fields are [`ClientFrame::check`]'s.
+/// Decodes a client frame. Its size is bounded by [`limits::FRAME_BYTES_MAX`] and its depth by the JSON
+/// parser's 128; the bounds of single fields are [`ClientFrame::check`]'s.
 pub fn decode_client_frame(encoding: Encoding, bytes: &[u8]) -> Result<ClientFrame, DecodeError> {
     if bytes.len() > limits::FRAME_BYTES_MAX {
         return Err(DecodeError(format!("a frame of {} bytes is above the limit", bytes.len())));
     }
     match encoding {
         Encoding::Rkyv => rkyv::from_bytes::<ClientFrame, RkyvError>(bytes).or_else(not_rkyv),
+        // serde would also read an array of a frame's fields in their order; the protocol has objects only.
+        Encoding::Json if bytes.trim_ascii_start().first() != Some(&b'{') => {
+            Err(DecodeError("a frame of parley.v1.json is an object".to_owned()))
+        }
         Encoding::Json => serde_json::from_slice(bytes).map_err(|error| DecodeError(error.to_string())),
     }
 }
