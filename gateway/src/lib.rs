@@ -1,2 +1,7 @@
-//! placeholder
+//! The gateway's shell: sockets, threads, clocks and queues around the brain in `gateway-core`.
+
+pub mod echo;
+mod host;
 pub mod identity;
+pub mod mesh;
+pub mod plane;

@@ -1,0 +1,241 @@
+//! The mesh: bounded lock-free queues for every ordered pair of shards, and the wake that tells a sleeping shard. Moves
+//! messages; what they mean, and the credits that keep requests and answers within their queues, are the brain's.
+
+use crossbeam::queue::ArrayQueue;
+use gateway_core::brain::{MeshClass, MeshMessage};
+use rustix::event::EventfdFlags;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+/// Room of each queue of one ordered pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Open requests that a brain may have towards one shard.
+    pub request: usize,
+    /// At least as many as `request`: every request reserves room for its answer.
+    pub answer: usize,
+    /// Messages that may be dropped when there is no room.
+    pub fanout: usize,
+    /// Connections on their way to another shard; more of them wait at the sender.
+    pub seat: usize,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self { request: 4096, answer: 4096, fanout: 8192, seat: 256 }
+    }
+}
+
+/// Wakes one shard out of its sleep, and only then: writing the eventfd costs a system call.
+#[derive(Debug)]
+pub(crate) struct Waker {
+    eventfd: OwnedFd,
+    asleep: AtomicBool,
+}
+
+impl Waker {
+    fn new() -> io::Result<Self> {
+        // Blocking: the glommio host reads it through a ring, where a non-blocking file would end the read at once.
+        let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
+        Ok(Self { eventfd, asleep: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn eventfd(&self) -> &OwnedFd {
+        &self.eventfd
+    }
+
+    /// Says that the shard is about to sleep. It must look at its queues once more after this, and before it sleeps.
+    pub(crate) fn arm(&self) {
+        self.asleep.store(true, Ordering::SeqCst);
+        // Pairs with the fence of `wake`: either the sender sees the flag, or this shard sees the message.
+        fence(Ordering::SeqCst);
+    }
+
+    pub(crate) fn disarm(&self) {
+        self.asleep.store(false, Ordering::SeqCst);
+    }
+
+    /// Wakes the shard if it sleeps, after something was put where it will look.
+    pub(crate) fn wake(&self) {
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst) {
+            // It fails only when the counter is full, and then the shard is awake.
+            let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Pair<M, T> {
+    request: ArrayQueue<M>,
+    answer: ArrayQueue<M>,
+    fanout: ArrayQueue<M>,
+    seat: ArrayQueue<T>,
+}
+
+impl<M, T> Pair<M, T> {
+    fn is_empty(&self) -> bool {
+        self.answer.is_empty() && self.request.is_empty() && self.fanout.is_empty() && self.seat.is_empty()
+    }
+}
+
+/// All queues of a process. `M` is the message, `T` a connection on its way.
+#[derive(Debug)]
+pub(crate) struct Mesh<M, T> {
+    shards: u16,
+    /// Indexed by `from * shards + to`.
+    pairs: Box<[Pair<M, T>]>,
+    wakers: Arc<[Waker]>,
+}
+
+impl<M: MeshMessage, T> Mesh<M, T> {
+    pub(crate) fn new(shards: u16, capacities: Capacities) -> io::Result<Self> {
+        assert!(shards > 0, "a mesh has at least one shard");
+        assert!(capacities.answer >= capacities.request, "every request reserves room for its answer");
+        let pairs = (0..usize::from(shards) * usize::from(shards))
+            .map(|_| Pair {
+                request: ArrayQueue::new(capacities.request),
+                answer: ArrayQueue::new(capacities.answer),
+                fanout: ArrayQueue::new(capacities.fanout),
+                seat: ArrayQueue::new(capacities.seat),
+            })
+            .collect();
+        let wakers = (0..shards).map(|_| Waker::new()).collect::<io::Result<Vec<_>>>()?.into();
+        Ok(Self { shards, pairs, wakers })
+    }
+
+    pub(crate) fn shards(&self) -> u16 {
+        self.shards
+    }
+
+    pub(crate) fn waker(&self, shard: u16) -> &Waker {
+        &self.wakers[usize::from(shard)]
+    }
+
+    pub(crate) fn wakers(&self) -> Arc<[Waker]> {
+        self.wakers.clone()
+    }
+
+    pub(crate) fn wake_all(&self) {
+        self.wakers.iter().for_each(Waker::wake);
+    }
+
+    fn pair(&self, from: u16, to: u16) -> &Pair<M, T> {
+        assert!(from < self.shards && to < self.shards, "shard {from} or {to} of {}", self.shards);
+        &self.pairs[usize::from(from) * usize::from(self.shards) + usize::from(to)]
+    }
+
+    /// Puts a message on its queue; a fan-out message that finds no room comes back. The caller wakes the target.
+    ///
+    /// # Panics
+    ///
+    /// When a request or answer finds no room: the brain's credits are wrong, and to lose one would stall for ever.
+    pub(crate) fn push(&self, from: u16, to: u16, message: M) -> Result<(), M> {
+        let pair = self.pair(from, to);
+        match message.class() {
+            MeshClass::Request => {
+                assert!(pair.request.push(message).is_ok(), "more requests from {from} to {to} than credits");
+                Ok(())
+            }
+            MeshClass::Answer => {
+                assert!(pair.answer.push(message).is_ok(), "more answers from {from} to {to} than requests");
+                Ok(())
+            }
+            MeshClass::Fanout => pair.fanout.push(message),
+        }
+    }
+
+    pub(crate) fn push_seat(&self, from: u16, to: u16, seat: T) -> Result<(), T> {
+        self.pair(from, to).seat.push(seat)
+    }
+
+    pub(crate) fn pop_seat(&self, from: u16, to: u16) -> Option<T> {
+        self.pair(from, to).seat.pop()
+    }
+
+    /// Takes what is in the queues from one shard to another, answers first, at most what was there at the start: a
+    /// turn ends even when others never stop sending.
+    pub(crate) fn drain(&self, from: u16, to: u16, mut each: impl FnMut(M)) {
+        let pair = self.pair(from, to);
+        for queue in [&pair.answer, &pair.request, &pair.fanout] {
+            for _ in 0..queue.len() {
+                let Some(message) = queue.pop() else { break };
+                each(message);
+            }
+        }
+    }
+
+    /// True when nothing waits for this shard.
+    pub(crate) fn is_empty(&self, to: u16) -> bool {
+        (0..self.shards).all(|from| self.pair(from, to).is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Message(MeshClass, u32);
+
+    impl MeshMessage for Message {
+        fn class(&self) -> MeshClass {
+            self.0
+        }
+    }
+
+    const SMALL: Capacities = Capacities { request: 4, answer: 4, fanout: 4, seat: 1 };
+
+    #[test]
+    fn answers_come_first_and_fanout_without_room_comes_back() {
+        let mesh: Mesh<Message, ()> = Mesh::new(2, SMALL).expect("eventfds");
+        for n in 0..4 {
+            mesh.push(0, 1, Message(MeshClass::Fanout, n)).expect("room");
+        }
+        assert_eq!(mesh.push(0, 1, Message(MeshClass::Fanout, 4)), Err(Message(MeshClass::Fanout, 4)));
+        mesh.push(0, 1, Message(MeshClass::Request, 5)).expect("room");
+        mesh.push(0, 1, Message(MeshClass::Answer, 6)).expect("room");
+        let mut order = Vec::new();
+        mesh.drain(0, 1, |message| order.push(message.1));
+        assert_eq!(order, [6, 5, 0, 1, 2, 3]);
+        assert!(mesh.is_empty(1) && mesh.is_empty(0));
+    }
+
+    #[test]
+    #[should_panic(expected = "more requests from 0 to 1 than credits")]
+    fn a_request_beyond_the_credits_is_a_bug() {
+        let mesh: Mesh<Message, ()> = Mesh::new(2, SMALL).expect("eventfds");
+        for n in 0..5 {
+            let _ = mesh.push(0, 1, Message(MeshClass::Request, n));
+        }
+    }
+
+    #[test]
+    fn only_a_sleeping_shard_is_woken() {
+        let waker = Waker::new().expect("eventfd");
+        let count = || {
+            // A non-zero counter is readable; reading resets it.
+            use rustix::event::{PollFd, PollFlags, Timespec, poll};
+            let mut fds = [PollFd::new(&waker.eventfd, PollFlags::IN)];
+            let ready = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("poll");
+            if ready == 0 {
+                return 0;
+            }
+            let mut bytes = [0; 8];
+            rustix::io::read(&waker.eventfd, &mut bytes).expect("readable");
+            u64::from_ne_bytes(bytes)
+        };
+        waker.wake();
+        assert_eq!(count(), 0);
+        waker.arm();
+        waker.wake();
+        waker.wake();
+        assert_eq!(count(), 1);
+        waker.arm();
+        waker.disarm();
+        waker.wake();
+        assert_eq!(count(), 0);
+    }
+}

@@ -1,0 +1,69 @@
+//! What a shard's socket plane did, for /metrics: written by the shard, read by anyone.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of one shard. They only rise, except `connections`, which is a level.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[$doc])* pub $name: Counter,)*
+        }
+
+        impl Counters {
+            /// Every counter with its name, for an exporter.
+            pub fn each(&self, mut f: impl FnMut(&'static str, u64)) {
+                $(f(stringify!($name), self.$name.get());)*
+            }
+        }
+    };
+}
+
+counters! {
+    /// Connections of this shard now, in the lobby and live.
+    connections,
+    /// Connections accepted.
+    accepted,
+    /// Connections that came from another shard, or from this one's lobby.
+    seated,
+    /// Seats refused because the table was full.
+    seats_refused,
+    /// Connections that left the table, for whatever reason.
+    closed,
+    /// Times that accepting stopped because the table was full or descriptors ran out.
+    accept_pauses,
+    /// Bytes received.
+    bytes_in,
+    /// Bytes that the kernel took to send.
+    bytes_out,
+    /// Receives that brought bytes.
+    recvs,
+    /// Sends that the kernel took, whole or in part.
+    sends,
+    /// Receives that found no buffer in the shared ring and were armed again.
+    enobufs,
+    /// Fan-out messages that found no room.
+    mesh_full,
+    /// Turns of the shard's loop.
+    turns,
+}
+
+/// One number with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Only the shard's own thread writes, so no read-modify-write is needed.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,71 @@
+//! What a shard asks of the kernel: the two drivers answer to the same trait, and report through the same sink.
+
+use super::conn::SendQueue;
+use bytes::Bytes;
+use gateway_core::output::ConnId;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Hears what happened to the sockets. Called from `dispatch` and `flush` only.
+pub(crate) trait Sink {
+    /// A connection came in.
+    fn accepted(&mut self, conn: ConnId, peer: SocketAddr);
+    /// Bytes came in, in the driver's buffer.
+    fn data(&mut self, conn: ConnId, data: &mut [u8]);
+    /// The kernel took bytes; `queued` are left.
+    fn sent(&mut self, conn: ConnId, bytes: usize, queued: usize);
+    /// The connection is over; said once, and never after `abort` or `detach`.
+    fn closed(&mut self, conn: ConnId);
+}
+
+/// A connection outside of any driver: on its way from one shard to another.
+#[derive(Debug)]
+pub(crate) struct Detached {
+    pub(crate) fd: OwnedFd,
+    /// Came in after the seat was decided.
+    pub(crate) unread: Vec<u8>,
+    /// Was queued and not taken by the kernel yet.
+    pub(crate) unsent: SendQueue,
+}
+
+/// The sockets of one shard. All calls come from the shard's own thread; ids of connections that are gone are ignored.
+///
+/// One turn: `wait`, `dispatch`, then what the brain wants (`send` to `detach`), then `flush`.
+pub(crate) trait Driver {
+    /// Hands work to the kernel and waits for events, at most `timeout` (`None`: for ever), if this driver is one that
+    /// waits; the other's host does.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+    /// Reports what came.
+    fn dispatch(&mut self, now_ms: u64, sink: &mut impl Sink);
+    /// Queues a copy.
+    fn send(&mut self, conn: ConnId, bytes: &[u8]);
+    /// Queues by reference.
+    fn send_shared(&mut self, conn: ConnId, bytes: Bytes);
+    /// Stops reading.
+    fn pause(&mut self, conn: ConnId);
+    /// Reads again.
+    fn resume(&mut self, conn: ConnId);
+    /// The connection leaves the lobby and stays.
+    fn promote(&mut self, conn: ConnId);
+    /// Sends what is queued, shuts down, waits for the peer within the linger time, reports `closed`.
+    fn close(&mut self, now_ms: u64, conn: ConnId);
+    /// Drops the connection.
+    fn abort(&mut self, conn: ConnId);
+    /// Takes a lobby connection out; it comes out of `take_detached`, in this turn or a later one. False when it is
+    /// gone already.
+    fn detach(&mut self, conn: ConnId) -> bool;
+    /// A connection that was detached.
+    fn take_detached(&mut self) -> Option<(ConnId, Detached)>;
+    /// Takes a connection in, live. `None` when there is no room: it is dropped.
+    fn adopt(&mut self, arrival: Detached) -> Option<ConnId>;
+    /// Carries out what was asked for since `dispatch`.
+    fn flush(&mut self, now_ms: u64, sink: &mut impl Sink);
+    /// Accepts nobody any more.
+    fn stop_accepting(&mut self);
+    /// When `dispatch` has something to do though nothing happened, in `Now::mono_ms`.
+    fn next_deadline(&self) -> Option<u64>;
+    /// True when events wait that one `dispatch` did not get to.
+    fn has_more(&mut self) -> bool;
+}
