@@ -1,0 +1,42 @@
+//! Who a client is, as the shard asks it. The shell brings the keys; signatures and tickets are checked there.
+
+use crate::time::Now;
+use parley_protocol::{DeviceId, UserId};
+
+/// Checks tokens and tickets. Pure: the same question has the same answer at the same time.
+pub trait Authority {
+    /// Checks an access token.
+    fn verify_token(&self, token: &str, now: Now, peer_is_loopback: bool) -> Result<Identity, String>;
+    /// Makes a resume ticket.
+    fn issue_ticket(&self, ticket: &Ticket) -> String;
+    /// Checks a resume ticket, its device and its expiry.
+    fn verify_ticket(&self, text: &str, device_id: DeviceId, now: Now) -> Option<Ticket>;
+}
+
+/// What a token says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `iss`.
+    pub issuer: String,
+    /// `sub`.
+    pub subject: String,
+    /// The name asked for; empty for none.
+    pub name: String,
+    /// `exp`, Unix milliseconds.
+    pub expires_at_ms: u64,
+    /// The service role.
+    pub service: bool,
+}
+
+/// What a ticket says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// Whose session it resumes.
+    pub user_id: UserId,
+    /// On which device.
+    pub device_id: DeviceId,
+    /// When the ticket itself expires, Unix milliseconds.
+    pub expires_at_ms: u64,
+    /// When the token behind it expires, Unix milliseconds.
+    pub token_expires_at_ms: u64,
+}

@@ -1,0 +1,243 @@
+//! The gateway's end of the link to the storage-writer: numbering, window, resend, epoch hello. Rule 6: after a cut,
+//! everything unanswered is sent again, in order and unchanged, until it is answered; an outcome is never guessed.
+
+use parley_protocol::limits::LINK_VERSION;
+use parley_protocol::link::{Answer, Ask, LinkHello, LinkWelcome, Reply, Request, ToGateway, ToWriter};
+use parley_protocol::wire::{self, DecodeError};
+use std::collections::VecDeque;
+
+/// Where the link is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Waits for the time to connect, or for an epoch.
+    Down,
+    /// The shell connects.
+    Connecting,
+    /// Hello is sent.
+    Greeting,
+    /// Requests flow.
+    Up,
+}
+
+/// What a record from the writer means.
+#[derive(Debug)]
+pub enum LinkEvent<T> {
+    /// The link is open, perhaps again.
+    Up {
+        /// It was open before: answers may have been lost with it.
+        again: bool,
+    },
+    /// An answer, with what the asker left.
+    Answer {
+        /// What the asker left.
+        tag: T,
+        /// The request was sent on more than one link.
+        resent: bool,
+        /// The answer.
+        reply: Reply,
+    },
+    /// This gateway must end.
+    Fenced,
+    /// The writer will not have this gateway; the text says why.
+    Rejected(String),
+}
+
+#[derive(Debug)]
+struct Pending<T> {
+    request: ToWriter,
+    sent: u8,
+    tag: Option<T>,
+}
+
+/// One shard's link. `T` is what an asker wants to see again with its answer.
+#[derive(Debug)]
+pub struct Link<T> {
+    gateway: u128,
+    shard: u16,
+    shards: u16,
+    window: usize,
+    home_epoch: u64,
+    state: State,
+    was_up: bool,
+    /// The number of the first entry of `pending`.
+    first_no: u64,
+    pending: VecDeque<Pending<T>>,
+    unanswered: usize,
+    /// Entries from here on were not sent on this link.
+    next_unsent: usize,
+    input: Vec<u8>,
+    failures: u32,
+}
+
+impl<T> Link<T> {
+    /// A link that was never connected. `home_epoch` 0: not granted yet.
+    pub fn new(gateway: u128, shard: u16, shards: u16, window: usize) -> Self {
+        Self {
+            gateway,
+            shard,
+            shards,
+            window: window.max(1),
+            home_epoch: 0,
+            state: State::Down,
+            was_up: false,
+            first_no: 1,
+            pending: VecDeque::new(),
+            unanswered: 0,
+            next_unsent: 0,
+            input: Vec::new(),
+            failures: 0,
+        }
+    }
+
+    /// Where it is.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The granted epoch; 0 before.
+    pub fn home_epoch(&self) -> u64 {
+        self.home_epoch
+    }
+
+    /// Takes over the epoch that another shard of this gateway was granted.
+    pub fn set_home_epoch(&mut self, home_epoch: u64) {
+        if self.home_epoch == 0 {
+            self.home_epoch = home_epoch;
+        }
+    }
+
+    /// Requests without an answer.
+    pub fn unanswered(&self) -> usize {
+        self.unanswered
+    }
+
+    /// The shell was told to connect.
+    pub fn connecting(&mut self) {
+        self.state = State::Connecting;
+    }
+
+    /// Attempts that failed since the link was last open.
+    pub fn failures(&self) -> u32 {
+        self.failures
+    }
+
+    /// The socket is there: appends the hello.
+    pub fn handle_up(&mut self, out: &mut Vec<u8>) {
+        self.state = State::Greeting;
+        self.input.clear();
+        self.next_unsent = 0;
+        let hello = LinkHello {
+            version: LINK_VERSION,
+            gateway: self.gateway,
+            shard: self.shard,
+            shards: self.shards,
+            home_epoch: self.home_epoch,
+        };
+        wire::encode_record(&ToWriter::Hello(hello), out);
+    }
+
+    /// The socket is gone, or never came.
+    pub fn handle_down(&mut self) {
+        self.state = State::Down;
+        self.failures = self.failures.saturating_add(1);
+        self.input.clear();
+    }
+
+    /// Asks; the record leaves with the next [`Link::transmit`] that has room in the window. The caller bounds how much
+    /// it asks.
+    pub fn ask(&mut self, ask: Ask, tag: T) {
+        let no = self.first_no + self.pending.len() as u64;
+        let request = ToWriter::Request(Request { no, home_epoch: self.home_epoch, ask });
+        self.pending.push_back(Pending { request, sent: 0, tag: Some(tag) });
+        self.unanswered += 1;
+    }
+
+    /// True when [`Link::transmit`] has something to append.
+    pub fn wants_transmit(&self) -> bool {
+        self.state == State::Up && self.next_unsent < self.pending.len().min(self.window)
+    }
+
+    /// Appends what the window lets out, in order.
+    pub fn transmit(&mut self, out: &mut Vec<u8>) {
+        if self.state != State::Up {
+            return;
+        }
+        let end = self.pending.len().min(self.window);
+        for pending in self.pending.range_mut(self.next_unsent.min(end)..end) {
+            if pending.tag.is_some() {
+                // What was asked before the first grant leaves under the granted epoch, and never changes after that.
+                if let (ToWriter::Request(request), 0) = (&mut pending.request, pending.sent) {
+                    request.home_epoch = self.home_epoch;
+                }
+                wire::encode_record(&pending.request, out);
+                pending.sent = pending.sent.saturating_add(1);
+            }
+        }
+        self.next_unsent = self.next_unsent.max(end);
+    }
+
+    /// Takes bytes from the link and appends what they mean. An error means that the link cannot be trusted: close it.
+    pub fn handle_data(&mut self, data: &[u8], events: &mut VecDeque<LinkEvent<T>>) -> Result<(), DecodeError> {
+        if self.input.is_empty() {
+            let rest = self.take_records(data, events)?;
+            self.input.extend_from_slice(&data[rest..]);
+            return Ok(());
+        }
+        let mut input = std::mem::take(&mut self.input);
+        input.extend_from_slice(data);
+        let rest = self.take_records(&input, events)?;
+        input.drain(..rest);
+        self.input = input;
+        Ok(())
+    }
+
+    fn take_records(&mut self, data: &[u8], events: &mut VecDeque<LinkEvent<T>>) -> Result<usize, DecodeError> {
+        let mut at = 0;
+        while let Some((record, len)) = wire::split_record(&data[at..])? {
+            let record = rkyv::from_bytes::<ToGateway, rkyv::rancor::Error>(record)
+                .map_err(|_| DecodeError("a link record does not decode".to_owned()))?;
+            at += len;
+            self.handle_record(record, events)?;
+        }
+        Ok(at)
+    }
+
+    fn handle_record(&mut self, record: ToGateway, events: &mut VecDeque<LinkEvent<T>>) -> Result<(), DecodeError> {
+        match record {
+            ToGateway::Welcome(LinkWelcome { home_epoch, .. }) => {
+                // A granted epoch never changes: another one means that this gateway is not the holder any more.
+                if home_epoch == 0 || (self.home_epoch != 0 && self.home_epoch != home_epoch) {
+                    events.push_back(LinkEvent::Fenced);
+                    return Ok(());
+                }
+                self.home_epoch = home_epoch;
+                self.state = State::Up;
+                self.failures = 0;
+                events.push_back(LinkEvent::Up { again: self.was_up });
+                self.was_up = true;
+            }
+            ToGateway::Fenced => events.push_back(LinkEvent::Fenced),
+            ToGateway::Rejected { reason } => events.push_back(LinkEvent::Rejected(reason)),
+            ToGateway::Answer(Answer { reply: Reply::Fenced, .. }) => events.push_back(LinkEvent::Fenced),
+            ToGateway::Answer(Answer { no, reply }) => {
+                let index = no.checked_sub(self.first_no).map(|index| index as usize);
+                let pending = index.and_then(|index| self.pending.get_mut(index));
+                // A second answer to a resent request finds nothing and is dropped.
+                if let Some((tag, sent)) = pending.and_then(|entry| Some((entry.tag.take()?, entry.sent))) {
+                    self.unanswered -= 1;
+                    events.push_back(LinkEvent::Answer { tag, resent: sent > 1, reply });
+                    self.forget_answered();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn forget_answered(&mut self) {
+        while self.pending.front().is_some_and(|entry| entry.tag.is_none()) {
+            self.pending.pop_front();
+            self.first_no += 1;
+            self.next_unsent = self.next_unsent.saturating_sub(1);
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! What a shard does as the owner of chats: barriers and loads, commands to the log and their answers, fan-out,
+//! receipts, heads.
+
+use super::home::{ChatHome, Phase};
+use super::{Barrier, Out, Shard, Tag, Timer};
+use crate::fan::Fan;
+use crate::mesh::{Fanout, HomeAsk, HomeReply, Mesh, Origin};
+use crate::output::Output;
+use crate::time::Now;
+use parley_protocol::frame::{Receipt, Sent, ServerFrame};
+use parley_protocol::link::{Ask, Committed, MarkUpdate, Reply, Target};
+use parley_protocol::partition;
+use parley_protocol::{ChatId, ClientMsgId, ErrorCode, UserId};
+use std::sync::Arc;
+
+impl Shard {
+    /// A session, here or on another shard, asks a chat home.
+    pub(super) fn home_ask(&mut self, now: Now, origin: Origin, ask: HomeAsk, out: &mut Out) {
+        let chat_id = ask.chat_id();
+        if let Some(home) = self.chats.get_mut(&chat_id) {
+            home.used = true;
+            if let Phase::Loading(asks) = &mut home.phase {
+                return asks.push((origin, ask));
+            }
+            return self.home_act(now, origin, ask, out);
+        }
+        self.make_room_for_chat();
+        let mut home = ChatHome::loading();
+        home.phase = Phase::Loading(vec![(origin, ask)]);
+        self.chats.insert(chat_id, home);
+        self.chat_clock.push_back(chat_id);
+        let partition = partition::of_chat(chat_id);
+        match self.barriers[partition as usize] {
+            Barrier::Open => self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id }),
+            barrier => {
+                self.behind_barrier.entry(partition).or_default().push(chat_id);
+                if barrier == Barrier::Closed {
+                    self.barriers[partition as usize] = Barrier::Asked;
+                    self.link.ask(Ask::Open { partition }, Tag::Open { partition });
+                }
+            }
+        }
+    }
+
+    /// Second chance (Corbato 1968): the oldest home that was not used since the last look goes.
+    fn make_room_for_chat(&mut self) {
+        const STEPS_MAX: usize = 32;
+        for _ in 0..STEPS_MAX {
+            if self.chats.len() < self.options.chats_max {
+                return;
+            }
+            let Some(chat_id) = self.chat_clock.pop_front() else { return };
+            let Some(home) = self.chats.get_mut(&chat_id) else { continue };
+            if home.is_idle() && !home.used {
+                self.chats.remove(&chat_id);
+            } else {
+                home.used = false;
+                self.chat_clock.push_back(chat_id);
+            }
+        }
+    }
+
+    /// Rule 5: the barrier stands, so homes of its partition may load.
+    pub(super) fn opened(&mut self, now: Now, partition: u16, reply: Reply, out: &mut Out) {
+        let chats = self.behind_barrier.remove(&partition).unwrap_or_default();
+        if matches!(reply, Reply::Opened) {
+            self.barriers[partition as usize] = Barrier::Open;
+            for chat_id in chats {
+                self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+            }
+        } else {
+            self.barriers[partition as usize] = Barrier::Closed;
+            for chat_id in chats {
+                self.loaded(now, chat_id, reply.clone(), out);
+            }
+        }
+    }
+
+    pub(super) fn loaded(&mut self, now: Now, chat_id: ChatId, reply: Reply, out: &mut Out) {
+        let Some(home) = self.chats.get_mut(&chat_id) else { return };
+        match reply {
+            Reply::Chat(state) => {
+                for (origin, ask) in home.load(state) {
+                    self.home_act(now, origin, ask, out);
+                }
+            }
+            reply => {
+                let code = refusal(&reply);
+                let Some(ChatHome { phase: Phase::Loading(asks), .. }) = self.chats.remove(&chat_id) else { return };
+                for (origin, ask) in asks {
+                    let client_msg_id = command_name(&ask);
+                    self.reply(origin, HomeReply::Error { code, chat_id, client_msg_id }, out);
+                }
+            }
+        }
+    }
+
+    /// Early refusals, then the log. Marks and subscriptions are answered here.
+    fn home_act(&mut self, now: Now, origin: Origin, ask: HomeAsk, out: &mut Out) {
+        let chat_id = ask.chat_id();
+        let Some(home) = self.chats.get_mut(&chat_id) else { return };
+        if home.member(origin.user_id).is_none() {
+            let client_msg_id = command_name(&ask);
+            let reply = HomeReply::Error { code: ErrorCode::NoSuchChat, chat_id, client_msg_id };
+            return self.reply(origin, reply, out);
+        }
+        match ask {
+            HomeAsk::Command(command) => {
+                home.commands_under_way += 1;
+                let client_msg_id = command.client_msg_id;
+                self.link.ask(Ask::Command(command), Tag::Command { origin, chat_id, client_msg_id });
+            }
+            HomeAsk::Marks { delivered_seq, read_seq, .. } => {
+                let update = MarkUpdate { user_id: origin.user_id, delivered_seq, read_seq };
+                if home.merge(update) {
+                    self.arm_receipts(now, chat_id);
+                }
+                self.reply(origin, HomeReply::Taken, out);
+            }
+            HomeAsk::Subscribe { .. } => {
+                home.subscribe(origin.shard);
+                let head = home.head(chat_id);
+                self.reply(origin, HomeReply::Subscribed(head), out);
+            }
+        }
+    }
+
+    fn reply(&mut self, origin: Origin, reply: HomeReply, out: &mut Out) {
+        let message = Mesh::Reply { origin, reply };
+        if origin.shard == self.options.shard {
+            self.local.push_back(message);
+        } else {
+            out.push(Output::Mesh { shard: origin.shard, message });
+        }
+    }
+
+    /// The log answered a command.
+    pub(super) fn command_done(
+        &mut self,
+        now: Now,
+        origin: Origin,
+        chat_id: ChatId,
+        client_msg_id: ClientMsgId,
+        reply: Reply,
+        out: &mut Out,
+    ) {
+        if let Some(home) = self.chats.get_mut(&chat_id) {
+            home.commands_under_way -= 1;
+        }
+        let reply = self.commit(now, chat_id, client_msg_id, reply, out);
+        self.reply(origin, reply, out);
+    }
+
+    /// Fans out what became durable; gives what the sender hears.
+    pub(super) fn commit(
+        &mut self,
+        now: Now,
+        chat_id: ChatId,
+        client_msg_id: ClientMsgId,
+        reply: Reply,
+        out: &mut Out,
+    ) -> HomeReply {
+        match reply {
+            Reply::Durable(committed) if !committed.is_empty() => {
+                let first = &committed[0].event;
+                let sent = Sent { chat_id: first.chat_id, client_msg_id, message_id: first.message_id, seq: first.seq };
+                for committed in committed {
+                    self.fan_out_event(now, committed, out);
+                }
+                self.stats.commands_sent_total += 1;
+                HomeReply::Sent(sent)
+            }
+            Reply::Duplicate { chat_id, message_id, seq } => {
+                // Rule 10: the fan-out of the first answer may have been lost with whoever got it.
+                self.nudge_members(now, chat_id, out);
+                self.stats.commands_sent_total += 1;
+                HomeReply::Sent(Sent { chat_id, client_msg_id, message_id, seq })
+            }
+            reply => HomeReply::Error { code: refusal(&reply), chat_id, client_msg_id: Some(client_msg_id) },
+        }
+    }
+
+    fn fan_out_event(&mut self, now: Now, committed: Committed, out: &mut Out) {
+        let Committed { event, targets, large } = committed;
+        let chat_id = event.chat_id;
+        let mut gone = Vec::new();
+        let mut subscribers = Vec::new();
+        if let Some(home) = self.chats.get_mut(&chat_id) {
+            gone = home.apply(&event, large);
+            if large || !home.subscribers.is_empty() {
+                subscribers.clone_from(&home.subscribers);
+            }
+        }
+        let fan = Arc::new(Fan::new(ServerFrame::Event(event)));
+        if !subscribers.is_empty() {
+            let except: Arc<[Target]> = targets.as_slice().into();
+            for (shard, generation) in subscribers {
+                let (fan, except) = (fan.clone(), except.clone());
+                self.fan_out(now, shard, Fanout::Live { chat_id, fan, except, generation }, out);
+            }
+        }
+        self.deliver_everywhere(now, &fan, targets, out);
+        for user_id in gone {
+            let shard = self.shard_of(user_id);
+            self.fan_out(now, shard, Fanout::EndSubscription { chat_id, user_id }, out);
+        }
+        if large {
+            self.arm_heads(now, chat_id);
+        }
+    }
+
+    /// Rule 7: one message to each shard that has targets, the frame once.
+    pub(super) fn deliver_everywhere(&mut self, now: Now, fan: &Arc<Fan>, targets: Vec<Target>, out: &mut Out) {
+        if self.options.shards == 1 {
+            return self.deliver(now, fan, &targets, out);
+        }
+        let mut by_shard: Vec<Vec<Target>> = vec![Vec::new(); self.options.shards as usize];
+        for target in targets {
+            by_shard[self.shard_of(target.user_id) as usize].push(target);
+        }
+        for (shard, targets) in by_shard.into_iter().enumerate() {
+            if shard == self.options.shard as usize {
+                self.deliver(now, fan, &targets, out);
+            } else if !targets.is_empty() {
+                self.fan_out(now, shard as u16, Fanout::Deliver { fan: fan.clone(), targets }, out);
+            }
+        }
+    }
+
+    pub(super) fn shard_of(&self, user_id: UserId) -> u16 {
+        partition::shard(partition::of_user(user_id), self.options.shards)
+    }
+
+    /// Sends something to users, wherever they are, one message a shard.
+    fn to_users(
+        &mut self,
+        now: Now,
+        users: impl Iterator<Item = UserId>,
+        make: impl Fn(Vec<UserId>) -> Fanout,
+        out: &mut Out,
+    ) {
+        let mut by_shard: Vec<Vec<UserId>> = vec![Vec::new(); self.options.shards as usize];
+        for user_id in users {
+            by_shard[self.shard_of(user_id) as usize].push(user_id);
+        }
+        for (shard, users) in by_shard.into_iter().enumerate() {
+            if !users.is_empty() {
+                self.fan_out(now, shard as u16, make(users), out);
+            }
+        }
+    }
+
+    fn nudge_members(&mut self, now: Now, chat_id: ChatId, out: &mut Out) {
+        let Some(home) = self.chats.get(&chat_id) else { return };
+        let users: Vec<UserId> = home.members.iter().map(|member| member.user_id).collect();
+        self.to_users(now, users.into_iter(), Fanout::Nudge, out);
+    }
+
+    fn arm_receipts(&mut self, now: Now, chat_id: ChatId) {
+        let interval_ms = self.options.receipt_interval_ms;
+        let Some(home) = self.chats.get_mut(&chat_id) else { return };
+        if home.receipts_armed || home.marks_under_way || home.marks.is_empty() {
+            return;
+        }
+        // The first mark after a pause leaves at once; those after it are coalesced.
+        let due_ms = home.receipts_ms.map_or(now.mono_ms, |last| (last + interval_ms).max(now.mono_ms));
+        home.receipts_armed = true;
+        self.timers.arm(due_ms, Timer::Receipts(chat_id));
+    }
+
+    pub(super) fn receipts_due(&mut self, now: Now, chat_id: ChatId) {
+        let Some(home) = self.chats.get_mut(&chat_id) else { return };
+        home.receipts_armed = false;
+        if home.marks.is_empty() || home.marks_under_way {
+            return;
+        }
+        home.marks_under_way = true;
+        home.receipts_ms = Some(now.mono_ms);
+        let marks = std::mem::take(&mut home.marks);
+        self.link.ask(Ask::Marks { chat_id, marks: marks.clone() }, Tag::Marks { chat_id, marks });
+    }
+
+    /// The log has the marks of a chat: the others are told, and the user's own devices.
+    pub(super) fn marks_done(
+        &mut self,
+        now: Now,
+        chat_id: ChatId,
+        marks: Vec<MarkUpdate>,
+        reply: Reply,
+        out: &mut Out,
+    ) {
+        let receipt_members_max = self.options.receipt_members_max;
+        let Some(home) = self.chats.get_mut(&chat_id) else { return };
+        home.marks_under_way = false;
+        let Reply::Marked(list) = reply else {
+            // Not durable: they are tried again with the next ones.
+            if matches!(reply, Reply::Failed) {
+                for mark in marks {
+                    home.merge(mark);
+                }
+            }
+            return self.arm_receipts(now, chat_id);
+        };
+        for marked in list {
+            let Some(home) = self.chats.get_mut(&chat_id) else { return };
+            let user_id = marked.user_id;
+            if home.marked(&marked) && home.members.len() <= receipt_members_max {
+                let others = home.members.iter().map(|member| member.user_id).filter(|other| *other != user_id);
+                let others: Vec<UserId> = others.collect();
+                let (delivered_seq, read_seq) = (marked.delivered_seq, marked.own.read_seq);
+                let receipt = ServerFrame::Receipt(Receipt { chat_id, user_id, delivered_seq, read_seq });
+                let fan = Arc::new(Fan::new(receipt));
+                self.to_users(now, others.into_iter(), |users| Fanout::Beside { fan: fan.clone(), users }, out);
+            }
+            if let Some(inbox_seq) = marked.inbox_seq {
+                let fan = Arc::new(Fan::new(ServerFrame::Own(marked.own)));
+                self.deliver_everywhere(now, &fan, vec![Target { user_id, inbox_seq }], out);
+            }
+        }
+        self.arm_receipts(now, chat_id);
+    }
+
+    fn arm_heads(&mut self, now: Now, chat_id: ChatId) {
+        let interval_ms = self.options.head_interval_ms;
+        if let Some(home) = self.chats.get_mut(&chat_id)
+            && !home.heads_armed
+        {
+            home.heads_armed = true;
+            self.timers.arm(now.mono_ms + interval_ms, Timer::Heads(chat_id));
+        }
+    }
+
+    /// Members of a large chat hear of its head; subscribed ones too, because their last live event may be lost.
+    pub(super) fn heads_due(&mut self, now: Now, chat_id: ChatId, out: &mut Out) {
+        let Some(home) = self.chats.get_mut(&chat_id) else { return };
+        home.heads_armed = false;
+        let fan = Arc::new(Fan::new(ServerFrame::Head(home.head(chat_id))));
+        let users: Vec<UserId> = home.members.iter().map(|member| member.user_id).collect();
+        self.to_users(now, users.into_iter(), |users| Fanout::Beside { fan: fan.clone(), users }, out);
+    }
+}
+
+fn command_name(ask: &HomeAsk) -> Option<ClientMsgId> {
+    match ask {
+        HomeAsk::Command(command) => Some(command.client_msg_id),
+        HomeAsk::Marks { .. } | HomeAsk::Subscribe { .. } => None,
+    }
+}
+
+/// The error code of an answer that is not what was asked for.
+pub(super) fn refusal(reply: &Reply) -> ErrorCode {
+    match reply {
+        Reply::Refused(code) => *code,
+        _ => ErrorCode::Unavailable,
+    }
+}

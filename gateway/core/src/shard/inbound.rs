@@ -1,0 +1,300 @@
+//! What reaches a shard from the other shards and from the storage tier, and what it sends them: dispatch, and the
+//! fan-out that found no room.
+
+use super::chats::refusal;
+use super::{Out, Shard, Tag, Timer};
+use crate::fan::Fan;
+use crate::mesh::{Fanout, HomeReply, Mesh, Origin};
+use crate::output::{ConnId, Output};
+use crate::time::Now;
+use parley_protocol::check::NO_SUCH_CHAT;
+use parley_protocol::frame::{ChatList, Error, HistoryPage, MemberPage, ServerFrame, Users};
+use parley_protocol::link::{Reply, Target};
+use parley_protocol::{ChatId, ClientMsgId, ErrorCode};
+use std::sync::Arc;
+
+/// Users to nudge that are remembered one by one; above it, everybody is nudged.
+const OWED_USERS_MAX: usize = 10_000;
+/// How long a shard waits before it tries again what a full queue refused.
+const OWED_RETRY_MS: u64 = 50;
+/// What clients are told to wait when the storage tier cannot answer.
+const UNAVAILABLE_RETRY_MS: u32 = 1_000;
+
+impl Shard {
+    pub(super) fn take_mesh(&mut self, now: Now, from: u16, message: Mesh, out: &mut Out) {
+        match message {
+            Mesh::Ask { origin, ask } => self.home_ask(now, origin, ask, out),
+            Mesh::Reply { origin, reply } => {
+                self.take_reply(now, origin, reply, out);
+                self.credit_back(now, from, out);
+            }
+            Mesh::Fanout(fanout) => self.take_fanout(now, from, fanout, out),
+        }
+    }
+
+    fn take_reply(&mut self, now: Now, origin: Origin, reply: HomeReply, out: &mut Out) {
+        let conn = origin.conn;
+        match reply {
+            HomeReply::Sent(sent) => self.send(conn, &ServerFrame::Sent(sent), out),
+            HomeReply::Error { code, chat_id, client_msg_id } => {
+                self.refuse_command(conn, code, Some(chat_id), client_msg_id, out);
+            }
+            HomeReply::Subscribed(head) => {
+                self.add_subscriber(conn, head.chat_id);
+                self.send(conn, &ServerFrame::Head(head), out);
+            }
+            HomeReply::Taken => {}
+        }
+        self.request_done(now, conn, out);
+    }
+
+    fn refuse_command(
+        &mut self,
+        conn: ConnId,
+        code: ErrorCode,
+        chat_id: Option<ChatId>,
+        client_msg_id: Option<ClientMsgId>,
+        out: &mut Out,
+    ) {
+        let error = Error { client_msg_id, chat_id, request_id: None, ..error_of(code) };
+        self.error(conn, error, out);
+    }
+
+    fn take_fanout(&mut self, now: Now, from: u16, fanout: Fanout, out: &mut Out) {
+        match fanout {
+            Fanout::Deliver { fan, targets } => self.deliver(now, &fan, &targets, out),
+            Fanout::Beside { fan, users } => {
+                for conn in users.into_iter().flat_map(|user_id| self.sessions_of(user_id)).collect::<Vec<_>>() {
+                    self.send_beside(conn, &fan, out);
+                }
+            }
+            Fanout::Live { chat_id, fan, except, generation } => {
+                self.live(now, from, chat_id, &fan, &except, generation, out);
+            }
+            Fanout::EndSubscription { chat_id, user_id } => {
+                for conn in self.sessions_of(user_id) {
+                    self.unsubscribe(conn, chat_id);
+                }
+            }
+            Fanout::NoSubscribers { chat_id, generation } => {
+                if let Some(home) = self.chats.get_mut(&chat_id) {
+                    home.unsubscribe(from, generation);
+                }
+            }
+            Fanout::Nudge(users) => users.into_iter().for_each(|user_id| self.nudge(user_id)),
+            Fanout::NudgeAll => self.nudge_everybody(now),
+            Fanout::Epoch(home_epoch) => {
+                self.link.set_home_epoch(home_epoch);
+                self.connect_link(out);
+            }
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one message")]
+    fn live(
+        &mut self,
+        now: Now,
+        from: u16,
+        chat_id: ChatId,
+        fan: &Arc<Fan>,
+        except: &[Target],
+        generation: u32,
+        out: &mut Out,
+    ) {
+        let Some(conns) = self.subscribers.get(&chat_id).cloned() else {
+            return self.fan_out(now, from, Fanout::NoSubscribers { chat_id, generation }, out);
+        };
+        for conn in conns {
+            let Some(user_id) = self.session(conn).map(|session| session.user_id) else { continue };
+            if except.iter().all(|target| target.user_id != user_id) {
+                self.send_beside(conn, fan, out);
+            }
+        }
+    }
+
+    fn add_subscriber(&mut self, conn: ConnId, chat_id: ChatId) {
+        let Some(session) = self.session(conn) else { return };
+        if !session.subscriptions.contains(&chat_id) {
+            session.subscriptions.push(chat_id);
+            self.subscribers.entry(chat_id).or_default().push(conn);
+        }
+    }
+
+    pub(super) fn unsubscribe(&mut self, conn: ConnId, chat_id: ChatId) {
+        if let Some(session) = self.session(conn) {
+            session.subscriptions.retain(|other| *other != chat_id);
+        }
+        self.drop_subscriber(conn, chat_id);
+    }
+
+    /// The chat's home hears of it when its next live event finds nobody.
+    pub(super) fn drop_subscriber(&mut self, conn: ConnId, chat_id: ChatId) {
+        if let Some(conns) = self.subscribers.get_mut(&chat_id) {
+            conns.retain(|other| *other != conn);
+            if conns.is_empty() {
+                self.subscribers.remove(&chat_id);
+            }
+        }
+    }
+
+    /// Sends fan-out to a shard, which may be this one.
+    pub(super) fn fan_out(&mut self, now: Now, shard: u16, fanout: Fanout, out: &mut Out) {
+        if shard == self.options.shard {
+            return self.take_fanout(now, shard, fanout, out);
+        }
+        // While the end of a subscription waits for room, no live event may overtake it.
+        if matches!(fanout, Fanout::Live { .. }) && !self.owed[shard as usize].is_empty() {
+            return;
+        }
+        out.push(Output::Mesh { shard, message: Mesh::Fanout(fanout) });
+    }
+
+    /// Rule 10: what found no room is made good by a nudge once there is some.
+    pub(super) fn owe(&mut self, now: Now, shard: u16, fanout: Fanout) {
+        let owed = &mut self.owed[shard as usize];
+        match fanout {
+            Fanout::Deliver { targets, .. } => owed.nudges.extend(targets.iter().map(|target| target.user_id)),
+            Fanout::Nudge(users) => owed.nudges.extend(users),
+            Fanout::NudgeAll => owed.nudge_all = true,
+            // Receipts, heads and live events of large chats come again, or show as a gap that history fills.
+            Fanout::Beside { .. } | Fanout::Live { .. } | Fanout::NoSubscribers { .. } => return,
+            // As many as members can be removed within one pause: bounded by the commands under way.
+            Fanout::EndSubscription { .. } | Fanout::Epoch(_) => owed.others.push_back(fanout),
+        }
+        if owed.nudges.len() > OWED_USERS_MAX {
+            owed.nudges = Default::default();
+            owed.nudge_all = true;
+        }
+        if !self.owed_armed {
+            self.owed_armed = true;
+            self.timers.arm(now.mono_ms + OWED_RETRY_MS, Timer::Owed);
+        }
+    }
+
+    pub(super) fn pay_owed(&mut self, now: Now, out: &mut Out) {
+        self.owed_armed = false;
+        for shard in 0..self.options.shards {
+            let owed = std::mem::take(&mut self.owed[shard as usize]);
+            for fanout in owed.others {
+                self.fan_out(now, shard, fanout, out);
+            }
+            if owed.nudge_all {
+                self.stats.nudges_total += 1;
+                self.fan_out(now, shard, Fanout::NudgeAll, out);
+            } else if !owed.nudges.is_empty() {
+                self.stats.nudges_total += 1;
+                self.fan_out(now, shard, Fanout::Nudge(owed.nudges.into_iter().collect()), out);
+            }
+        }
+    }
+
+    /// The storage tier answered.
+    pub(super) fn take_answer(&mut self, now: Now, tag: Tag, reply: Reply, out: &mut Out) {
+        match tag {
+            Tag::Login { conn } => self.logged_in(conn, reply, out),
+            Tag::Open { partition } => self.opened(now, partition, reply, out),
+            Tag::LoadChat { chat_id } => self.loaded(now, chat_id, reply, out),
+            Tag::Command { origin, chat_id, client_msg_id } => {
+                self.command_done(now, origin, chat_id, client_msg_id, reply, out);
+            }
+            Tag::Marks { chat_id, marks } => self.marks_done(now, chat_id, marks, reply, out),
+            Tag::Inbox { conn } => self.take_inbox(now, conn, reply, out),
+            Tag::Create { conn, client_msg_id } => {
+                match self.commit(now, ChatId(0), client_msg_id, reply, out) {
+                    HomeReply::Sent(sent) => self.send(conn, &ServerFrame::Sent(sent), out),
+                    HomeReply::Error { code, .. } => self.refuse_command(conn, code, None, Some(client_msg_id), out),
+                    HomeReply::Subscribed(_) | HomeReply::Taken => {}
+                }
+                self.direct_done(now, conn, out);
+            }
+            Tag::Mute { conn, chat_id } => {
+                self.muted(now, conn, chat_id, reply, out);
+                self.direct_done(now, conn, out);
+            }
+            Tag::Page { conn, request_id, chat_id } => {
+                self.page(conn, request_id, chat_id, reply, out);
+                self.direct_done(now, conn, out);
+            }
+            Tag::Renew { conn, expires_at_ms } => {
+                let user_id = self.session(conn).map(|session| session.user_id);
+                match reply {
+                    Reply::LoggedIn(user) if Some(user.user_id) == user_id => {
+                        self.renewed(conn, expires_at_ms, out);
+                    }
+                    Reply::LoggedIn(_) => {
+                        let error =
+                            Error { message: "the token is another user's".into(), ..error_of(ErrorCode::BadToken) };
+                        self.error(conn, error, out);
+                    }
+                    _ => self.error(conn, error_of(ErrorCode::Unavailable), out),
+                }
+                self.direct_done(now, conn, out);
+            }
+        }
+    }
+
+    /// A request that went straight to the storage tier held a credit of this shard itself.
+    fn direct_done(&mut self, now: Now, conn: ConnId, out: &mut Out) {
+        self.request_done(now, conn, out);
+        self.credit_back(now, self.options.shard, out);
+    }
+
+    fn muted(&mut self, now: Now, conn: ConnId, chat_id: ChatId, reply: Reply, out: &mut Out) {
+        let Reply::Marked(list) = reply else {
+            return self.refuse_command(conn, refusal(&reply), Some(chat_id), None, out);
+        };
+        for marked in list {
+            let fan = Arc::new(Fan::new(ServerFrame::Own(marked.own)));
+            match marked.inbox_seq {
+                Some(inbox_seq) => {
+                    self.deliver(now, &fan, &[Target { user_id: marked.user_id, inbox_seq }], out);
+                }
+                // Nothing changed: only the one who asked hears that.
+                None => self.send(conn, fan.frame(), out),
+            }
+        }
+    }
+
+    fn page(&mut self, conn: ConnId, request_id: u32, chat_id: Option<ChatId>, reply: Reply, out: &mut Out) {
+        let chat = chat_id.unwrap_or(ChatId(0));
+        let frame = match reply {
+            Reply::Chats { chats, more } => ServerFrame::ChatList(ChatList { request_id, chats, more }),
+            Reply::History { events, more } => {
+                ServerFrame::HistoryPage(HistoryPage { request_id, chat_id: chat, events, more })
+            }
+            Reply::Members { members, more } => {
+                ServerFrame::MemberPage(MemberPage { request_id, chat_id: chat, members, more })
+            }
+            Reply::Users(users) => ServerFrame::Users(Users { request_id, users }),
+            reply => {
+                let error = Error { request_id: Some(request_id), chat_id, ..error_of(refusal(&reply)) };
+                return self.error(conn, error, out);
+            }
+        };
+        self.send(conn, &frame, out);
+    }
+}
+
+/// An error frame with the usual text of its code.
+pub(super) fn error_of(code: ErrorCode) -> Error {
+    let message = match code {
+        ErrorCode::NoSuchChat => NO_SUCH_CHAT,
+        ErrorCode::NoSuchUser => "no user has this id",
+        ErrorCode::Forbidden => "your role does not allow it",
+        ErrorCode::TooLarge => "the payload is too large",
+        ErrorCode::RateLimited => "too fast",
+        ErrorCode::Unavailable => "the server cannot make it durable now: resend the same frame later",
+        ErrorCode::GroupFull => "the group has as many members as it may",
+        ErrorCode::WrongChatKind => "not possible for this kind of chat",
+        ErrorCode::OwnerMustHandOver => "the owner hands over before leaving",
+        ErrorCode::NoSuchSeq => "above the head of the chat",
+        ErrorCode::UnsupportedKind => "this kind of event is not taken from clients",
+        ErrorCode::BadToken => "the token is not valid",
+        ErrorCode::TooMany => "too many requests without an answer",
+        ErrorCode::NoChange => "nothing would change",
+        ErrorCode::Damaged => "stored data is damaged; operators are told",
+        ErrorCode::BadFrame => "the frame is not valid",
+    };
+    let retry_after_ms = (code == ErrorCode::Unavailable).then_some(UNAVAILABLE_RETRY_MS);
+    Error { code, message: message.to_owned(), client_msg_id: None, request_id: None, chat_id: None, retry_after_ms }
+}

@@ -1,0 +1,398 @@
+//! One shard: its lobby, the sessions and user homes seated here, the chat homes that it owns, its link. Events come in
+//! by [`Brain`], outputs leave as data. A file each for what happens in the lobby, to a client's frames, to streams, in
+//! chat homes, and between shards.
+
+mod chats;
+mod frames;
+mod home;
+mod inbound;
+mod lobby;
+mod session;
+mod stream;
+mod streams;
+#[cfg(test)]
+mod tests;
+
+pub use session::{Out, Seat};
+
+use crate::authority::Authority;
+use crate::brain::Brain;
+use crate::link::{Link, LinkEvent, State};
+use crate::mesh::{Credits, Fanout, Mesh, Origin};
+use crate::options::Options;
+use crate::output::{ConnId, HaltReason, Output};
+use crate::stats::Stats;
+use crate::time::Now;
+use crate::timers::Timers;
+use core::net::SocketAddr;
+use hashbrown::{HashMap, HashSet};
+use parley_protocol::close;
+use parley_protocol::link::MarkUpdate;
+use parley_protocol::partition::PARTITIONS;
+use parley_protocol::{ChatId, ClientMsgId, UserId};
+use session::{Conn, Session};
+use std::collections::VecDeque;
+
+/// What a timer is for. Whoever is meant checks whether it still holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timer {
+    /// The lobby's deadline for a head, then for a session.
+    Lobby(ConnId),
+    /// Silence, expiry and stalls of a session.
+    Watch(ConnId),
+    /// A mark is due.
+    Mark(ConnId),
+    /// A hole had its time.
+    Hole(ConnId),
+    /// The slow comparison with the head.
+    HeadCheck(ConnId),
+    /// A chat home's marks may be stored.
+    Receipts(ChatId),
+    /// A large chat's head may be told.
+    Heads(ChatId),
+    /// Connect the link.
+    Link,
+    /// Try again what the mesh had no room for.
+    Owed,
+    /// Go on reading after a nudge to everybody.
+    NudgeWalk,
+    /// Close what is left of a drain.
+    DrainEnd,
+}
+
+/// What the asker of a link request wants to see again with its answer.
+#[derive(Debug)]
+enum Tag {
+    Login { conn: ConnId },
+    Open { partition: u16 },
+    LoadChat { chat_id: ChatId },
+    Command { origin: Origin, chat_id: ChatId, client_msg_id: ClientMsgId },
+    Create { conn: ConnId, client_msg_id: ClientMsgId },
+    Marks { chat_id: ChatId, marks: Vec<MarkUpdate> },
+    Mute { conn: ConnId, chat_id: ChatId },
+    Inbox { conn: ConnId },
+    Page { conn: ConnId, request_id: u32, chat_id: Option<ChatId> },
+    Renew { conn: ConnId, expires_at_ms: u64 },
+}
+
+/// Whether a partition's barrier stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Barrier {
+    Closed,
+    Asked,
+    Open,
+}
+
+/// A user with sessions here.
+#[derive(Debug, Default)]
+struct UserHome {
+    /// Slots of its sessions.
+    sessions: Vec<u32>,
+    /// The highest entry that was seen.
+    head: u64,
+}
+
+/// What the mesh had no room for, per target.
+#[derive(Debug, Default)]
+struct Owed {
+    nudges: HashSet<UserId>,
+    nudge_all: bool,
+    others: VecDeque<Fanout>,
+}
+
+impl Owed {
+    fn is_empty(&self) -> bool {
+        self.nudges.is_empty() && !self.nudge_all && self.others.is_empty()
+    }
+}
+
+/// One shard's whole state.
+pub struct Shard {
+    options: Options,
+    authority: Box<dyn Authority>,
+    conns: Vec<Conn>,
+    lobby_count: usize,
+    users: HashMap<UserId, UserHome>,
+    chats: HashMap<ChatId, home::ChatHome>,
+    /// The order in which chat homes are looked at for eviction.
+    chat_clock: VecDeque<ChatId>,
+    barriers: Vec<Barrier>,
+    /// Chats whose home waits for its partition's barrier.
+    behind_barrier: HashMap<u16, Vec<ChatId>>,
+    /// Sessions here that look at a large chat.
+    subscribers: HashMap<ChatId, Vec<ConnId>>,
+    link: Link<Tag>,
+    link_events: VecDeque<LinkEvent<Tag>>,
+    credits: Credits,
+    /// Sessions that wait for a credit, per target.
+    waiting: Vec<VecDeque<ConnId>>,
+    reads_under_way: usize,
+    /// Sessions that wait to read their inbox.
+    readers: VecDeque<ConnId>,
+    owed: Vec<Owed>,
+    owed_armed: bool,
+    /// The next slot to nudge, while everybody is.
+    nudge_walk: Option<u32>,
+    timers: Timers<Timer>,
+    due: VecDeque<Timer>,
+    /// Messages of this shard to itself.
+    local: VecDeque<Mesh>,
+    draining: bool,
+    halted: bool,
+    /// Counted for operators.
+    pub stats: Stats,
+}
+
+impl Shard {
+    /// A shard that has not begun. The first call of `handle_timer`, due at once, connects the link.
+    pub fn new(options: Options, authority: Box<dyn Authority>, now: Now) -> Self {
+        let shards = options.shards.max(1);
+        let mut timers = Timers::new(now.mono_ms);
+        if options.shard == 0 {
+            timers.arm(now.mono_ms, Timer::Link);
+        }
+        Self {
+            link: Link::new(options.gateway, options.shard, shards, options.link_window),
+            link_events: VecDeque::new(),
+            credits: Credits::new(shards, options.mesh_requests_max),
+            waiting: (0..shards).map(|_| VecDeque::new()).collect(),
+            owed: (0..shards).map(|_| Owed::default()).collect(),
+            owed_armed: false,
+            nudge_walk: None,
+            barriers: vec![Barrier::Closed; PARTITIONS as usize],
+            behind_barrier: HashMap::new(),
+            conns: Vec::new(),
+            lobby_count: 0,
+            users: HashMap::new(),
+            chats: HashMap::new(),
+            chat_clock: VecDeque::new(),
+            subscribers: HashMap::new(),
+            reads_under_way: 0,
+            readers: VecDeque::new(),
+            timers,
+            due: VecDeque::new(),
+            local: VecDeque::new(),
+            draining: false,
+            halted: false,
+            stats: Stats::default(),
+            options,
+            authority,
+        }
+    }
+
+    /// The link is open.
+    pub fn is_ready(&self) -> bool {
+        self.link.state() == State::Up
+    }
+
+    fn session(&mut self, conn: ConnId) -> Option<&mut Session> {
+        match self.conns.get_mut(conn.slot as usize) {
+            Some(Conn::Session(session)) if session.conn == conn => Some(session),
+            _ => None,
+        }
+    }
+
+    /// Ends every event: messages to this shard itself, requests that wait to leave, gauges.
+    fn settle(&mut self, now: Now, out: &mut Out) {
+        while let Some(message) = self.local.pop_front() {
+            self.take_mesh(now, self.options.shard, message, out);
+        }
+        self.start_reads(now);
+        if self.link.wants_transmit() {
+            let link = &mut self.link;
+            out.link_send_with(|arena| link.transmit(arena));
+        }
+        self.stats.lobby_connections = self.lobby_count as u64;
+        self.stats.user_homes = self.users.len() as u64;
+        self.stats.chat_homes = self.chats.len() as u64;
+        self.stats.link_unanswered = self.link.unanswered() as u64;
+        self.stats.link_up = u64::from(self.link.state() == State::Up);
+    }
+
+    /// This gateway may not go on: sessions are told to come back elsewhere, and the process ends.
+    fn halt(&mut self, reason: HaltReason, out: &mut Out) {
+        if self.halted {
+            return;
+        }
+        self.halted = true;
+        for slot in 0..self.conns.len() {
+            if let Conn::Session(session) = &self.conns[slot] {
+                let conn = session.conn;
+                self.close(conn, close::RETRY_LATER, "retry later", out);
+            }
+        }
+        out.push(Output::Halt(reason));
+    }
+
+    fn connect_link(&mut self, out: &mut Out) {
+        // Only shard 0 asks for an epoch; the others wait until they hear which one it is.
+        let may_ask = self.options.shard == 0 || self.link.home_epoch() != 0;
+        if self.link.state() == State::Down && may_ask && !self.halted {
+            self.link.connecting();
+            out.push(Output::LinkConnect);
+        }
+    }
+
+    fn link_lost(&mut self, now: Now) {
+        self.link.handle_down();
+        let exponent = self.link.failures().min(16);
+        let longest = self.options.link_retry_max_ms.max(1);
+        let pause = (self.options.link_retry_min_ms.max(1) << exponent >> 1).clamp(1, longest);
+        self.timers.arm(now.mono_ms + pause, Timer::Link);
+    }
+
+    fn take_link_events(&mut self, now: Now, out: &mut Out) {
+        while let Some(event) = self.link_events.pop_front() {
+            match event {
+                LinkEvent::Up { again } => {
+                    self.stats.link_opened_total += 1;
+                    if self.options.shard == 0 && !again {
+                        let epoch = self.link.home_epoch();
+                        (1..self.options.shards).for_each(|shard| self.fan_out(now, shard, Fanout::Epoch(epoch), out));
+                    }
+                    if again {
+                        // Answers may have been lost with the old link, and with them what they made known.
+                        (0..self.options.shards).for_each(|shard| self.fan_out(now, shard, Fanout::NudgeAll, out));
+                    }
+                }
+                LinkEvent::Answer { tag, reply, .. } => self.take_answer(now, tag, reply, out),
+                LinkEvent::Fenced => self.halt(HaltReason::Fenced, out),
+                LinkEvent::Rejected(_) => self.halt(HaltReason::LinkVersion, out),
+            }
+        }
+    }
+
+    fn fire(&mut self, now: Now, timer: Timer, out: &mut Out) {
+        match timer {
+            Timer::Lobby(conn) => self.lobby_deadline(now, conn, out),
+            Timer::Watch(conn) => self.watch(now, conn, out),
+            Timer::Mark(conn) => self.mark_due(now, conn, out),
+            Timer::Hole(conn) => self.hole_due(conn),
+            Timer::HeadCheck(conn) => self.head_check(now, conn),
+            Timer::Receipts(chat_id) => self.receipts_due(now, chat_id),
+            Timer::Heads(chat_id) => self.heads_due(now, chat_id, out),
+            Timer::Link => self.connect_link(out),
+            Timer::Owed => self.pay_owed(now, out),
+            Timer::NudgeWalk => self.walk_nudges(now),
+            Timer::DrainEnd => self.end_drain(now, out),
+        }
+    }
+
+    fn end_drain(&mut self, now: Now, out: &mut Out) {
+        for slot in 0..self.conns.len() {
+            if let Conn::Session(session) = &self.conns[slot]
+                && session.draining
+            {
+                let conn = session.conn;
+                self.see_off(now, conn, out);
+            }
+        }
+    }
+}
+
+impl Brain for Shard {
+    type Mesh = Mesh;
+    type Seat = Seat;
+
+    fn handle_accept(&mut self, now: Now, conn: ConnId, peer: SocketAddr, out: &mut Out) {
+        self.enter_lobby(now, conn, peer, out);
+        self.settle(now, out);
+    }
+
+    fn handle_data(&mut self, now: Now, conn: ConnId, data: &mut [u8], out: &mut Out) {
+        match self.conns.get(conn.slot as usize) {
+            Some(Conn::Lobby(lobby)) if lobby.conn == conn => self.lobby_data(now, conn, data, out),
+            Some(Conn::Session(session)) if session.conn == conn => self.session_data(now, conn, data, out),
+            _ => {}
+        }
+        self.settle(now, out);
+    }
+
+    fn handle_sent(&mut self, now: Now, conn: ConnId, bytes: usize, queued: usize, out: &mut Out) {
+        self.outbox_moved(now, conn, bytes, queued, out);
+        self.settle(now, out);
+    }
+
+    fn handle_closed(&mut self, now: Now, conn: ConnId, out: &mut Out) {
+        self.forget(now, conn, out);
+        self.settle(now, out);
+    }
+
+    fn handle_seated(&mut self, now: Now, conn: ConnId, seat: Seat, out: &mut Out) {
+        self.seat(now, conn, seat, out);
+        self.settle(now, out);
+    }
+
+    fn handle_mesh(&mut self, now: Now, from: u16, message: Mesh, out: &mut Out) {
+        self.take_mesh(now, from, message, out);
+        self.settle(now, out);
+    }
+
+    fn handle_mesh_full(&mut self, now: Now, shard: u16, message: Mesh, _out: &mut Out) {
+        if let Mesh::Fanout(fanout) = message {
+            self.owe(now, shard, fanout);
+        }
+    }
+
+    fn handle_link_up(&mut self, now: Now, out: &mut Out) {
+        let link = &mut self.link;
+        out.link_send_with(|arena| link.handle_up(arena));
+        self.settle(now, out);
+    }
+
+    fn handle_link_data(&mut self, now: Now, data: &mut [u8], out: &mut Out) {
+        let mut events = std::mem::take(&mut self.link_events);
+        let trusted = self.link.handle_data(data, &mut events);
+        self.link_events = events;
+        self.take_link_events(now, out);
+        if trusted.is_err() {
+            out.push(Output::LinkClose);
+        }
+        self.settle(now, out);
+    }
+
+    fn handle_link_down(&mut self, now: Now, out: &mut Out) {
+        self.link_lost(now);
+        self.settle(now, out);
+    }
+
+    fn handle_timer(&mut self, now: Now, out: &mut Out) {
+        let mut due = std::mem::take(&mut self.due);
+        self.timers.fire(now.mono_ms, &mut due);
+        for timer in due.drain(..) {
+            self.fire(now, timer, out);
+        }
+        self.due = due;
+        self.settle(now, out);
+    }
+
+    fn next_timer(&self) -> Option<u64> {
+        self.timers.next_ms()
+    }
+
+    fn handle_drain(&mut self, now: Now, out: &mut Out) {
+        self.draining = true;
+        self.timers.arm(now.mono_ms + self.options.drain_patience_ms, Timer::DrainEnd);
+        for slot in 0..self.conns.len() {
+            match &mut self.conns[slot] {
+                Conn::Free => {}
+                Conn::Lobby(lobby) => {
+                    let conn = lobby.conn;
+                    self.close(conn, close::DRAINING, "draining", out);
+                }
+                Conn::Session(session) => {
+                    session.draining = true;
+                    let conn = session.conn;
+                    if session.requests == 0 {
+                        self.see_off(now, conn, out);
+                    }
+                }
+            }
+        }
+        self.settle(now, out);
+    }
+
+    fn is_drained(&self) -> bool {
+        self.draining && self.stats.sessions == 0 && self.lobby_count == 0
+    }
+}

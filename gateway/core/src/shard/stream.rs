@@ -1,0 +1,279 @@
+//! The stream of one session: rule 8's local check of every item against the session's own position, rule 11's pages,
+//! rule 13's falling behind, rule 14's truncation. Numbers only; who holds what in which socket is not known here.
+
+use crate::fan::Fan;
+use std::sync::Arc;
+
+/// Position and hole handling of one session.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// Everything up to here was put into the stream.
+    position: u64,
+    /// The last position that the device was told in this stream.
+    marked: Option<u64>,
+    /// The device presented no mark: the position is not known before the head is.
+    fresh: bool,
+    /// A page is being read.
+    reading: bool,
+    /// Read once more when that page is there: something may have been missed meanwhile.
+    again: bool,
+    /// Items were dropped for want of room: read on when there is some.
+    behind: bool,
+    /// Items ahead of the position, by number.
+    held: Option<Box<Vec<(u64, Arc<Fan>)>>>,
+}
+
+/// What to do with a live item.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// It is old.
+    Stale,
+    /// It is the next: send it, then look at [`Stream::next_held`].
+    Send,
+    /// It waits behind a hole.
+    Held {
+        /// Nothing was held before: the hole's time starts.
+        first: bool,
+    },
+    /// There was no room; it will be read.
+    Dropped,
+}
+
+/// What to do with a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Page {
+    /// The position moved on meanwhile: leave it.
+    Leave,
+    /// Send its entries; the position is at its end.
+    Take,
+    /// Tell the device to start over at this mark.
+    Truncate {
+        /// The head.
+        mark: u64,
+    },
+}
+
+impl Stream {
+    pub(crate) fn new(mark: Option<u64>) -> Self {
+        let position = mark.unwrap_or(0);
+        Self { position, marked: None, fresh: mark.is_none(), reading: false, again: false, behind: false, held: None }
+    }
+
+    pub(crate) fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// A read failed, or something was missed while none was under way.
+    pub(crate) fn owes_read(&self) -> bool {
+        self.again && !self.reading
+    }
+
+    pub(crate) fn is_behind(&self) -> bool {
+        self.behind
+    }
+
+    pub(crate) fn has_hole(&self) -> bool {
+        self.held.is_some()
+    }
+
+    /// Judges a live item.
+    pub(crate) fn offer(&mut self, inbox_seq: u64, fan: &Arc<Fan>, has_room: bool, held_max: usize) -> Offer {
+        if !self.fresh {
+            if inbox_seq <= self.position {
+                return Offer::Stale;
+            }
+            if self.behind {
+                return Offer::Dropped;
+            }
+            if inbox_seq == self.position + 1 {
+                if !has_room {
+                    self.behind = true;
+                    return Offer::Dropped;
+                }
+                self.position = inbox_seq;
+                return Offer::Send;
+            }
+        }
+        let first = self.held.is_none();
+        let held = self.held.get_or_insert_default();
+        match held.binary_search_by_key(&inbox_seq, |(seq, _)| *seq) {
+            Ok(_) => Offer::Stale,
+            Err(index) if held.len() < held_max => {
+                held.insert(index, (inbox_seq, fan.clone()));
+                Offer::Held { first }
+            }
+            Err(_) => {
+                // What is dropped lies above the position: the read that closes the hole, or the next one, has it.
+                self.again = true;
+                Offer::Dropped
+            }
+        }
+    }
+
+    /// Takes the next held item, if the position has come up to it.
+    pub(crate) fn next_held(&mut self, has_room: bool) -> Option<Arc<Fan>> {
+        if self.fresh {
+            return None;
+        }
+        let held = self.held.as_mut()?;
+        let old = held.partition_point(|(seq, _)| *seq <= self.position);
+        held.drain(..old);
+        let next = held.first().is_some_and(|(seq, _)| *seq == self.position + 1);
+        let item = (next && has_room).then(|| held.remove(0).1);
+        if next && !has_room {
+            self.behind = true;
+            self.held = None;
+        } else if held.is_empty() {
+            self.held = None;
+        }
+        self.position += u64::from(item.is_some());
+        item
+    }
+
+    /// Asks for a page; false when one is on its way, which is then followed by another.
+    pub(crate) fn begin_read(&mut self) -> bool {
+        if self.reading {
+            self.again = true;
+            return false;
+        }
+        self.reading = true;
+        self.again = false;
+        self.behind = false;
+        true
+    }
+
+    /// A page of (after, to] came, with the head that was read before it.
+    pub(crate) fn take_page(&mut self, after: u64, to: u64, head: u64, backlog_max: u64) -> Page {
+        self.reading = false;
+        if self.fresh {
+            self.fresh = false;
+            self.truncate_to(head);
+            return Page::Truncate { mark: head };
+        }
+        if after != self.position {
+            return Page::Leave;
+        }
+        if self.position > head || head - self.position > backlog_max {
+            self.truncate_to(head);
+            return Page::Truncate { mark: head };
+        }
+        self.position = to;
+        Page::Take
+    }
+
+    fn truncate_to(&mut self, head: u64) {
+        self.position = head;
+        self.marked = Some(head);
+    }
+
+    /// The read failed: the position is where it was.
+    pub(crate) fn read_failed(&mut self) {
+        self.reading = false;
+        self.again = true;
+    }
+
+    /// Whether another page is wanted after one that named `head`.
+    pub(crate) fn wants_read(&self, head: u64) -> bool {
+        !self.reading && (self.again || self.fresh || self.position < head)
+    }
+
+    /// There is no room for the page that is wanted.
+    pub(crate) fn fall_behind(&mut self) {
+        self.behind = true;
+    }
+
+    /// The mark to send, if the device was not told it.
+    pub(crate) fn unmarked(&mut self) -> Option<u64> {
+        self.is_unmarked().then(|| {
+            self.marked = Some(self.position);
+            self.position
+        })
+    }
+
+    /// A mark is due.
+    pub(crate) fn is_unmarked(&self) -> bool {
+        !self.fresh && self.marked != Some(self.position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parley_protocol::ServerFrame;
+    use parley_protocol::frame::Pong;
+
+    fn fan(nonce: u64) -> Arc<Fan> {
+        Arc::new(Fan::new(ServerFrame::Pong(Pong { nonce: nonce as u32 })))
+    }
+
+    fn nonce(fan: &Fan) -> u64 {
+        let ServerFrame::Pong(Pong { nonce }) = fan.frame() else { panic!("only pongs here") };
+        u64::from(*nonce)
+    }
+
+    #[test]
+    fn an_item_out_of_order_waits_and_comes_once() {
+        let mut stream = Stream::new(Some(4));
+        assert_eq!(stream.offer(6, &fan(6), true, 8), Offer::Held { first: true });
+        assert_eq!(stream.offer(6, &fan(6), true, 8), Offer::Stale);
+        assert_eq!(stream.offer(5, &fan(5), true, 8), Offer::Send);
+        assert_eq!(stream.next_held(true).map(|fan| nonce(&fan)), Some(6));
+        assert!(stream.next_held(true).is_none() && !stream.has_hole());
+        assert_eq!(stream.offer(5, &fan(5), true, 8), Offer::Stale);
+        assert_eq!(stream.unmarked(), Some(6));
+        assert_eq!(stream.unmarked(), None);
+    }
+
+    #[test]
+    fn a_page_is_taken_only_at_the_position() {
+        let mut stream = Stream::new(Some(4));
+        assert!(stream.begin_read());
+        assert_eq!(stream.offer(5, &fan(5), true, 8), Offer::Send);
+        assert_eq!(stream.take_page(4, 7, 7, 100), Page::Leave);
+        assert!(stream.wants_read(7));
+        assert!(stream.begin_read());
+        assert_eq!(stream.take_page(5, 7, 7, 100), Page::Take);
+        assert_eq!(stream.position(), 7);
+        assert!(!stream.wants_read(7));
+    }
+
+    #[test]
+    fn without_room_the_session_falls_behind_and_reads_on() {
+        let mut stream = Stream::new(Some(0));
+        assert_eq!(stream.offer(1, &fan(1), false, 8), Offer::Dropped);
+        assert_eq!(stream.offer(2, &fan(2), true, 8), Offer::Dropped, "nothing overtakes what was dropped");
+        assert!(stream.is_behind());
+        assert!(stream.begin_read());
+        assert_eq!(stream.take_page(0, 2, 2, 100), Page::Take);
+    }
+
+    #[test]
+    fn a_new_device_starts_at_the_head_and_misses_nothing_after_it() {
+        let mut stream = Stream::new(None);
+        assert!(stream.begin_read());
+        assert_eq!(stream.offer(9, &fan(9), true, 8), Offer::Held { first: true });
+        assert_eq!(stream.take_page(0, 0, 8, 100), Page::Truncate { mark: 8 });
+        assert_eq!(stream.next_held(true).map(|fan| nonce(&fan)), Some(9));
+    }
+
+    #[test]
+    fn a_mark_above_the_head_and_a_long_backlog_are_truncated() {
+        let mut ahead = Stream::new(Some(50));
+        assert!(ahead.begin_read());
+        assert_eq!(ahead.take_page(50, 50, 8, 100), Page::Truncate { mark: 8 });
+        let mut far = Stream::new(Some(1));
+        assert!(far.begin_read());
+        assert_eq!(far.take_page(1, 1, 200, 100), Page::Truncate { mark: 200 });
+        assert_eq!(far.unmarked(), None, "the device was told by Truncated");
+    }
+
+    #[test]
+    fn what_finds_the_held_set_full_is_read_later() {
+        let mut stream = Stream::new(Some(0));
+        assert_eq!(stream.offer(2, &fan(2), true, 1), Offer::Held { first: true });
+        assert_eq!(stream.offer(3, &fan(3), true, 1), Offer::Dropped);
+        assert!(stream.begin_read());
+        assert_eq!(stream.take_page(0, 1, 1, 100), Page::Take);
+        assert_eq!(stream.next_held(true).map(|fan| nonce(&fan)), Some(2));
+    }
+}
