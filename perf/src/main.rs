@@ -1,2 +1,270 @@
-//! placeholder
-fn main() {}
+//! Load generator for Parley: drives a gateway over WebSocket, checks what it promises, and prints what it costs.
+
+mod cpu;
+mod direct;
+mod frames;
+mod ledger;
+mod login;
+mod net;
+mod report;
+mod schedule;
+mod spawn;
+mod tokens;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use cpu::{Probe, Probes};
+use direct::{Loop, MarkOptions, Settings};
+use net::Url;
+use parley_protocol::wire::Encoding;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+const ABOUT: &str = "Load generator for Parley: measures latency and CPU, and checks that nothing is lost";
+const EXAMPLES: &str = "\
+Examples:
+  An open loop on servers of its own: 30,000 messages a second from 10,000 users for a minute
+    cargo run --release -p perf -- direct --spawn --connections 10000 --rate 30000 --seconds 60
+  A closed loop: 1,000 users with 16 messages in flight each
+    cargo run --release -p perf -- direct --spawn --users 1000 --window 16 --seconds 30
+  Against a server that runs (`parley up`, its data in ./data)
+    cargo run --release -p perf -- direct --url ws://127.0.0.1:7400/ws --data ./data --users 100 --rate 1000
+
+The last line on stdout is one JSON object; progress goes to stderr. The exit code is 0 when every promise was kept:
+nothing lost, duplicated or out of order, and no connection ended.";
+
+#[derive(Parser)]
+#[command(name = "perf", version, about = ABOUT, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Pairs of users talk; every user has one device, and sends to its peer.
+    #[command(after_help = EXAMPLES)]
+    Direct(DirectArgs),
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum EncodingArg {
+    Rkyv,
+    Json,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DriverArg {
+    Auto,
+    Uring,
+    Epoll,
+}
+
+#[derive(Args)]
+struct DirectArgs {
+    /// Users, each on one connection; half as many pairs. An even number.
+    #[arg(long, visible_alias = "users", default_value_t = 1000, value_name = "N")]
+    connections: u32,
+    /// Open loop: messages a second in all, sent by the clock whatever the server does. Latency counts from the time
+    /// at which a message was to be sent, so a server that stalls is not spared (no coordinated omission).
+    #[arg(long, value_name = "PER_SECOND", conflicts_with = "window", required_unless_present = "window")]
+    rate: Option<u32>,
+    /// Closed loop: messages in flight per user. A slot frees when the acknowledgement and the delivery have arrived.
+    #[arg(long, value_name = "MESSAGES")]
+    window: Option<u32>,
+    /// Length of the measured window.
+    #[arg(long, default_value_t = 30)]
+    seconds: u32,
+    /// Load before the measured window, left out of all figures.
+    #[arg(long, default_value_t = 5)]
+    warmup_seconds: u32,
+    /// How long what was acknowledged may still arrive after the last message was sent; then it counts as lost.
+    #[arg(long, default_value_t = 15)]
+    drain_seconds: u32,
+    /// Bytes of text in a message.
+    #[arg(long, default_value_t = 128, value_name = "BYTES")]
+    payload: usize,
+    /// A delivered mark goes out when its oldest message is this old ...
+    #[arg(long, default_value_t = 500, value_name = "MS")]
+    marks_interval_ms: u32,
+    /// ... or when this many messages have none. 0 sends no delivered marks.
+    #[arg(long, default_value_t = 32, value_name = "MESSAGES")]
+    marks_messages: u32,
+    /// Encoding of the frames.
+    #[arg(long, value_enum, default_value = "rkyv")]
+    encoding: EncodingArg,
+    /// Who sends when. The same seed gives the same schedule.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Builds the server, and starts gateway and storage-writer as processes of their own; ends them afterwards.
+    #[arg(long, conflicts_with_all = ["url", "gateway_pid", "writer_pid"])]
+    spawn: bool,
+    /// Driver of the spawned gateway; without --spawn only the name in the report.
+    #[arg(long, value_enum, default_value = "auto")]
+    driver: DriverArg,
+    /// Shards of the spawned gateway; 0: one per core.
+    #[arg(long, default_value_t = 0)]
+    shards: u16,
+    /// Configuration file of the spawned gateway.
+    #[arg(long, value_name = "FILE", requires = "spawn")]
+    gateway_config: Option<PathBuf>,
+    /// Address of a running gateway.
+    #[arg(long, default_value = "ws://127.0.0.1:7400/ws")]
+    url: String,
+    /// Data directory of the server, for its development key [default: ./data; with --spawn a temporary one].
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Process of a running gateway, for its CPU time.
+    #[arg(long, value_name = "PID")]
+    gateway_pid: Option<u32>,
+    /// Process of a running storage-writer, for its CPU time.
+    #[arg(long, value_name = "PID")]
+    writer_pid: Option<u32>,
+    /// Reads every chat's history after the run and compares it with what was acknowledged.
+    #[arg(long)]
+    verify_history: bool,
+    /// Connects a second at most.
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(1..))]
+    connect_rate: u32,
+    /// Connections between their connect and their login at most.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
+    handshakes: u32,
+    /// The generator looks at its sockets this often at most, and so pays less per message; the wait is part of the
+    /// latency that it reports [default: 200, below 5,000 messages a second 0].
+    #[arg(long, value_name = "US")]
+    turn_us: Option<u32>,
+}
+
+/// Descriptors besides the connections.
+const FILES_SPARE: u64 = 64;
+/// Where an open loop gets busy enough to share turns.
+const BUSY_RATE: u32 = 5_000;
+const SECOND_NS: u64 = 1_000_000_000;
+
+impl DirectArgs {
+    fn check(&self) -> Result<(), String> {
+        if self.connections < 2 || !self.connections.is_multiple_of(2) {
+            return Err("--connections: an even number, at least 2: users come in pairs".to_owned());
+        }
+        if self.rate == Some(0) || self.window == Some(0) || self.seconds == 0 {
+            return Err("--rate, --window and --seconds: at least 1".to_owned());
+        }
+        let files = net::raise_file_limit();
+        if u64::from(self.connections) + FILES_SPARE > files {
+            return Err(format!(
+                "--connections {}: this process may open {files} files; raise the hard limit (ulimit -Hn) or lower it",
+                self.connections
+            ));
+        }
+        Ok(())
+    }
+
+    fn driver(&self) -> String {
+        match self.driver {
+            DriverArg::Auto => "auto",
+            DriverArg::Uring => "uring",
+            DriverArg::Epoll => "epoll",
+        }
+        .to_owned()
+    }
+
+    fn settings(&self, url: Url, driver: String, probes: Probes) -> Result<Settings, String> {
+        let load = match (self.rate, self.window) {
+            (Some(rate), _) => Loop::Open { rate: u64::from(rate) },
+            (None, Some(window)) => Loop::Closed { window },
+            (None, None) => return Err("--rate for an open loop, or --window for a closed one".to_owned()),
+        };
+        let busy = self.rate.is_none_or(|rate| rate >= BUSY_RATE);
+        let turn_us = self.turn_us.unwrap_or(if busy { 200 } else { 0 });
+        let mut run = [0; 8];
+        getrandom::fill(&mut run).map_err(|error| format!("no randomness: {error}"))?;
+        Ok(Settings {
+            url,
+            users: self.connections,
+            load,
+            warmup_ns: u64::from(self.warmup_seconds) * SECOND_NS,
+            measured_ns: u64::from(self.seconds) * SECOND_NS,
+            drain_ns: u64::from(self.drain_seconds) * SECOND_NS,
+            payload_bytes: self.payload,
+            marks: MarkOptions {
+                interval_ns: u64::from(self.marks_interval_ms) * 1_000_000,
+                messages_max: self.marks_messages,
+            },
+            encoding: match self.encoding {
+                EncodingArg::Rkyv => Encoding::Rkyv,
+                EncodingArg::Json => Encoding::Json,
+            },
+            seed: self.seed,
+            run: u64::from_le_bytes(run),
+            connect_rate: self.connect_rate,
+            handshakes_max: self.handshakes,
+            turn_ns: u64::from(turn_us) * 1_000,
+            verify_history: self.verify_history,
+            driver,
+            probes,
+        })
+    }
+
+    fn run(&self) -> Result<report::Report, String> {
+        self.check()?;
+        // Without it every short sleep is 50 us longer.
+        let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1_000));
+        if self.spawn {
+            let options = spawn::Options {
+                driver: self.driver(),
+                shards: self.shards,
+                data: self.data.clone(),
+                config: self.gateway_config.clone(),
+            };
+            let servers = spawn::Servers::start(&options)?;
+            let tokens = tokens::Tokens::load(&servers.data)?;
+            let settings = self.settings(Url::parse(&servers.url)?, servers.driver.clone(), servers.probes())?;
+            return direct::run(&settings, &tokens);
+        }
+        let tokens = tokens::Tokens::load(&self.data.clone().unwrap_or_else(|| PathBuf::from("data")))?;
+        let probe = |pid: Option<u32>| pid.map(|pid| Probe { pid });
+        let probes = Probes { gateway: probe(self.gateway_pid), writer: probe(self.writer_pid) };
+        direct::run(&self.settings(Url::parse(&self.url)?, self.driver(), probes)?, &tokens)
+    }
+}
+
+fn main() -> ExitCode {
+    let Command::Direct(args) = Cli::parse().command;
+    let report = match args.run() {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!("perf: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let broken = report.broken();
+    for what in &broken {
+        eprintln!("broken: {what}");
+    }
+    println!("{}", serde_json::to_string(&report).expect("numbers and names have a JSON form"));
+    if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent_and_takes_the_documented_calls() {
+        Cli::command().debug_assert();
+        for line in EXAMPLES.lines().filter_map(|line| line.trim().split_once(" -p perf -- ")) {
+            assert!(Cli::try_parse_from(["perf"].into_iter().chain(line.1.split(' '))).is_ok(), "{}", line.1);
+        }
+        let fails = |line: &str| Cli::try_parse_from(["perf", "direct"].into_iter().chain(line.split(' '))).is_err();
+        assert!(fails("--connections 10") && fails("--rate 1 --window 1") && fails("--spawn --rate 1 --url ws://a:1"));
+    }
+
+    #[test]
+    fn an_odd_number_of_users_is_refused() {
+        let Command::Direct(args) = Cli::parse_from(["perf", "direct", "--users", "3", "--rate", "1"]).command;
+        assert!(args.check().unwrap_err().contains("even"));
+    }
+}

@@ -1,0 +1,115 @@
+//! CPU time of processes over the measured window: user and system time from `/proc/PID/stat`, one's own from a clock.
+
+use crate::report::{Cpu, Window};
+use rustix::param::clock_ticks_per_second;
+use rustix::time::{ClockId, clock_gettime};
+
+/// A process whose CPU time is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Probe {
+    pub(crate) pid: u32,
+}
+
+impl Probe {
+    /// User and system time of all its threads since it began, microseconds.
+    pub(crate) fn cpu_us(self) -> Result<u64, String> {
+        let path = format!("/proc/{}/stat", self.pid);
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error} (did it end?)"))?;
+        parse_ticks(&text).map(|ticks| ticks * 1_000_000 / clock_ticks_per_second()).ok_or(format!("{path}: malformed"))
+    }
+}
+
+/// Fields 14 and 15 of proc(5)'s `stat`; the command in field 2 may hold spaces and brackets.
+fn parse_ticks(stat: &str) -> Option<u64> {
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+    Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+/// The servers' processes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Probes {
+    pub(crate) gateway: Option<Probe>,
+    pub(crate) writer: Option<Probe>,
+}
+
+fn own_us() -> u64 {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
+}
+
+impl Probes {
+    fn read(&self) -> Result<Cpu, String> {
+        Ok(Cpu {
+            gateway_us: self.gateway.map(Probe::cpu_us).transpose()?,
+            writer_us: self.writer.map(Probe::cpu_us).transpose()?,
+            generator_us: own_us(),
+        })
+    }
+}
+
+/// Reads at the start and at the end of a window.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    probes: Probes,
+    window: Window,
+    start: Option<Cpu>,
+    end: Option<Cpu>,
+}
+
+impl Meter {
+    pub(crate) fn new(probes: Probes, window: Window) -> Self {
+        Self { probes, window, start: None, end: None }
+    }
+
+    /// To be called when `next_ns` has come; more often does no harm.
+    pub(crate) fn tick(&mut self, now_ns: u64) -> Result<(), String> {
+        if self.start.is_none() && now_ns >= self.window.start_ns {
+            self.start = Some(self.probes.read()?);
+        }
+        if self.end.is_none() && now_ns >= self.window.end_ns {
+            self.end = Some(self.probes.read()?);
+        }
+        Ok(())
+    }
+
+    /// When it wants to read next.
+    pub(crate) fn next_ns(&self) -> u64 {
+        match (self.start, self.end) {
+            (None, _) => self.window.start_ns,
+            (Some(_), None) => self.window.end_ns,
+            _ => u64::MAX,
+        }
+    }
+
+    /// What the window cost.
+    pub(crate) fn finish(self) -> Result<Cpu, String> {
+        let (Some(start), Some(end)) = (self.start, self.end) else {
+            return Err("the run ended before its window".to_owned());
+        };
+        let between = |start: Option<u64>, end: Option<u64>| Some(end?.saturating_sub(start?));
+        Ok(Cpu {
+            gateway_us: between(start.gateway_us, end.gateway_us),
+            writer_us: between(start.writer_us, end.writer_us),
+            generator_us: end.generator_us.saturating_sub(start.generator_us),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_and_system_ticks_are_found_behind_any_command_name() {
+        let stat = "4242 (a (b) c) S 1 4242 4242 0 -1 4194560 2000 0 1 0 17 25 3 4 20 0 5 0 100 200 300";
+        assert_eq!(parse_ticks(stat), Some(42));
+        assert_eq!(parse_ticks("4242 (short) S 1"), None);
+    }
+
+    #[test]
+    fn a_live_process_has_a_time_and_a_dead_one_an_error() {
+        assert!(Probe { pid: std::process::id() }.cpu_us().is_ok());
+        // Above the kernel's largest pid.
+        assert!(Probe { pid: u32::MAX }.cpu_us().is_err());
+    }
+}
