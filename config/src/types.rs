@@ -1,0 +1,320 @@
+//! The runtime types of both configurations: valid by construction, since only `layers` makes them. Units are in the
+//! names; the words on each field are those of the shipped files.
+
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Which socket driver serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Driver {
+    /// uring where it works, else epoll.
+    Auto,
+    /// io_uring.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+/// Which engine stores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Engine {
+    /// On the local disk.
+    Embedded,
+}
+
+/// How a line of log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// From which level on lines are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// What needs someone.
+    Error,
+    /// What may need someone soon.
+    Warn,
+    /// What an operator wants to know.
+    Info,
+    /// What a developer wants to know.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl Level {
+    /// As the configuration spells it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::Error => "error",
+            Level::Warn => "warn",
+            Level::Info => "info",
+            Level::Debug => "debug",
+            Level::Trace => "trace",
+        }
+    }
+}
+
+/// The gateway's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gateway {
+    /// Address of the WebSocket endpoint. Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// HTTP path of the WebSocket endpoint.
+    pub path: String,
+    /// Address of /healthz, /readyz and /metrics. Never expose it: it asks for no token.
+    pub admin: SocketAddr,
+    /// Socket driver: "uring" (Linux 6.12 or newer), "epoll", or "auto" (uring where it works, else epoll).
+    pub driver: Driver,
+    /// Shards, each a thread with its own connections. 0 = one per core.
+    pub shards: u16,
+    /// Pin each shard to a core.
+    pub pin: bool,
+    /// Connections of one shard. The open-file limit can lower it; `parley check` says to how many.
+    pub connections_max: u32,
+    /// Milliseconds from SIGTERM to the end, at most.
+    pub drain_timeout_ms: u64,
+    /// Milliseconds over which a drain spreads the reconnects of its clients. At most drain_timeout_ms.
+    pub reconnect_spread_ms: u64,
+    /// `[writer]`
+    pub writer: WriterLink,
+    /// `[lobby]`
+    pub lobby: Lobby,
+    /// `[session]`
+    pub session: Session,
+    /// `[chat]`
+    pub chat: Chat,
+    /// `[message]`
+    pub message: Message,
+    /// `[mesh]`
+    pub mesh: Mesh,
+    /// `[identity]`
+    pub identity: Identity,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// The link to the storage-writer, one per shard.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WriterLink {
+    /// Path of the storage-writer's Unix socket. "" = writer.sock in the data directory.
+    pub socket: PathBuf,
+    /// Requests of one link without an answer.
+    pub link_window_requests: u32,
+    /// Milliseconds before a lost link is first tried again.
+    pub link_retry_min_ms: u64,
+    /// Milliseconds between later tries, at most.
+    pub link_retry_max_ms: u64,
+    /// Milliseconds of silence after which a link with requests in flight is taken for dead.
+    pub link_idle_ms: u64,
+}
+
+/// Connections that have no session yet.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lobby {
+    /// Connections of one shard's lobby; more are refused.
+    pub connections_max: u32,
+    /// Bytes of the HTTP head of an upgrade.
+    pub head_bytes_max: usize,
+    /// Milliseconds from accept to the end of the upgrade.
+    pub handshake_timeout_ms: u64,
+    /// Milliseconds from the upgrade to an accepted Hello.
+    pub hello_timeout_ms: u64,
+    /// Origins that browsers may come from, such as "https://chat.example.com". None given: no browser; `*`: all.
+    /// Requests without an Origin header come from tools and pass.
+    pub origins: Vec<String>,
+}
+
+/// A seated device.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Session {
+    /// Milliseconds without a byte after which a client is dead. Above heartbeat_interval_ms.
+    pub heartbeat_timeout_ms: u64,
+    /// Milliseconds of own silence after which a client is told to ping.
+    pub heartbeat_interval_ms: u64,
+    /// Bytes queued for one client; above, live entries are dropped and read again later. At least message.frame_bytes_max.
+    pub outbox_bytes_max: usize,
+    /// Milliseconds after which a client that takes nothing is closed, resumably.
+    pub stalled_reader_ms: u64,
+    /// Devices of one user at a time.
+    pub devices_max: u32,
+    /// Milliseconds that a hole in a stream may take to fill before it is read from the inbox.
+    pub hole_wait_ms: u64,
+    /// Entries held behind a hole.
+    pub held_items_max: u32,
+    /// Milliseconds between two marks of a stream, at least.
+    pub mark_interval_ms: u64,
+    /// Inbox entries behind which a device is told to start over (truncated).
+    pub sync_backlog_max: u64,
+    /// Inbox entries of one page.
+    pub sync_page_entries_max: u32,
+    /// Inbox reads of one shard at a time.
+    pub inbox_reads_max: u32,
+    /// Milliseconds between comparisons of each stream with its inbox's head.
+    pub head_check_interval_ms: u64,
+    /// Seconds that a resume ticket holds.
+    pub resume_ttl_s: u64,
+    /// Chats that one session watches at a time.
+    pub subscriptions_max: u32,
+    /// Commands of one session without an answer.
+    pub commands_in_flight_max: u32,
+}
+
+/// Chats.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Chat {
+    /// Members up to which every event goes to every member's inbox. The same in storage-writer.toml.
+    pub inbox_fanout_members_max: u32,
+    /// Members of a group. The same in storage-writer.toml.
+    pub group_members_max: u32,
+    /// Milliseconds between two rounds of receipts of one chat, at least.
+    pub receipt_interval_ms: u64,
+    /// Members above which receipts are counted on demand only.
+    pub receipt_members_max: u32,
+    /// Milliseconds between two head notices of a chat above inbox_fanout_members_max, at least.
+    pub head_interval_ms: u64,
+    /// Chats that one shard keeps in memory.
+    pub chats_max: u32,
+    /// Commands a second of one session, in the long run.
+    pub rate_per_s: u32,
+    /// Commands of one session at once. At least rate_per_s.
+    pub rate_burst: u32,
+}
+
+/// Messages and frames.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Message {
+    /// Bytes of a message's payload. The same in storage-writer.toml.
+    pub payload_bytes_max: usize,
+    /// Bytes of a frame from a client. At least 4/3 of payload_bytes_max (base64 in JSON) and 8192 more.
+    pub frame_bytes_max: usize,
+}
+
+/// Between the shards.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mesh {
+    /// Requests from one shard to another without an answer.
+    pub requests_max: u32,
+    /// Fan-out messages from one shard to another that wait.
+    pub fanout_max: u32,
+}
+
+/// Who may log in.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Identity {
+    /// "iss" that a token must name. "" = none but the development key.
+    pub issuer: String,
+    /// "aud" that a token must name.
+    pub audience: String,
+    /// Path of the JWKS with the issuer's EdDSA keys. "" = none but the development key.
+    pub jwks_file: PathBuf,
+    /// Seconds that clocks may differ.
+    pub leeway_s: u64,
+    /// Seconds from a token's expiry until its connection is closed.
+    pub expiry_grace_s: u64,
+    /// Path of the development key, accepted on loopback only. "" = dev.key in the data directory, where `parley up` makes it.
+    pub dev_key_file: PathBuf,
+    /// Path of the key that signs resume tickets. "" = ticket.key in the data directory.
+    pub ticket_key_file: PathBuf,
+}
+
+/// Logs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// "text" or "json".
+    pub format: LogFormat,
+    /// "error", "warn", "info", "debug" or "trace".
+    pub level: Level,
+}
+
+/// The storage-writer's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StorageWriter {
+    /// Directory of everything that lasts.
+    pub data: PathBuf,
+    /// Path of the Unix socket for gateways. "" = writer.sock in the data directory.
+    pub socket: PathBuf,
+    /// Address of /healthz, /readyz and /metrics. Never expose it: it asks for no token.
+    pub admin: SocketAddr,
+    /// Engine: "embedded".
+    pub store: Engine,
+    /// Number of this writer in its ids, 0 to 1023; no two writers that run at once share one.
+    pub worker: u16,
+    /// `[commit]`
+    pub commit: Commit,
+    /// `[readers]`
+    pub readers: Readers,
+    /// `[embedded]`
+    pub embedded: Embedded,
+    /// `[limits]`
+    pub limits: Limits,
+    /// `[log]`
+    pub log: Log,
+}
+
+/// Group commit: what waits is committed together.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Commit {
+    /// Commands of one batch.
+    pub batch_commands_max: u32,
+    /// Bytes of one batch. At least 4 * limits.payload_bytes_max.
+    pub batch_bytes_max: usize,
+}
+
+/// Reads: sync, history, heads.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Readers {
+    /// Threads.
+    pub threads: u16,
+    /// Reads that wait; more are refused.
+    pub queue_max: u32,
+}
+
+/// The embedded engine.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Embedded {
+    /// Bytes of the block cache.
+    pub cache_bytes: usize,
+    /// Bytes of one keyspace's memtable before it is written out.
+    pub memtable_bytes: usize,
+    /// Bytes of journal on disk before memtables are written out.
+    pub journal_bytes_max: usize,
+}
+
+/// What the log enforces, and what it keeps in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// Members of a group. The same in gateway.toml.
+    pub group_members_max: u32,
+    /// Members up to which every event goes to every member's inbox. The same in gateway.toml.
+    pub inbox_fanout_members_max: u32,
+    /// Bytes of a message's payload. The same in gateway.toml.
+    pub payload_bytes_max: usize,
+    /// Chats kept in memory.
+    pub chats_cached_max: u32,
+    /// Users kept in memory.
+    pub users_cached_max: u32,
+}

@@ -1,0 +1,173 @@
+//! What a person reads when a configuration is wrong, and what `parley check` prints: as snapshots.
+
+use parley_config::{Driver, Machine, Severity, Sources, check, load_gateway, load_storage_writer};
+use std::path::Path;
+
+fn pairs(of: &[(&str, &str)]) -> Vec<(String, String)> {
+    of.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+/// A directory with these two files; an empty text stands for no file.
+fn dir(gateway: &str, writer: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in [("gateway.toml", gateway), ("storage-writer.toml", writer)] {
+        if !text.is_empty() {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+    }
+    dir
+}
+
+/// Without the directory, which differs from run to run.
+fn masked(text: &str, dir: &Path) -> String {
+    text.replace(&dir.display().to_string(), "DIR")
+}
+
+fn gateway_error(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> String {
+    let dir = dir(file, "");
+    let (env, flags) = (pairs(env), pairs(flags));
+    let error = load_gateway(Sources { dir: Some(dir.path()), env: &env, flags: &flags }).unwrap_err();
+    masked(&error.to_string(), dir.path())
+}
+
+fn machine() -> Machine {
+    Machine { cores: 2, memory_bytes: 24 << 30, nofile: 20_000, memlock_bytes: Some(8 << 20), uring: true }
+}
+
+#[test]
+fn the_shipped_files_alone_are_valid() {
+    let gateway = load_gateway(Sources::default()).unwrap().config;
+    assert_eq!((gateway.listen.port(), gateway.driver, gateway.session.devices_max), (7_400, Driver::Auto, 16));
+    let writer = load_storage_writer(Sources::default()).unwrap().config;
+    assert_eq!((writer.admin.port(), writer.worker), (7_403, 0));
+}
+
+#[test]
+fn flags_lie_over_environment_over_file_over_defaults() {
+    let dir = dir("shards = 3\n[session]\ndevices_max = 3\nhole_wait_ms = 3\n", "");
+    let env = pairs(&[("PARLEY_GATEWAY__SESSION__DEVICES_MAX", "4"), ("PARLEY_GATEWAY__SESSION__HOLE_WAIT_MS", "4")]);
+    let flags = pairs(&[("session.hole_wait_ms", "5")]);
+    let config = load_gateway(Sources { dir: Some(dir.path()), env: &env, flags: &flags }).unwrap().config;
+    let session = &config.session;
+    assert_eq!((config.shards, session.devices_max, session.hole_wait_ms, session.held_items_max), (3, 4, 5, 64));
+}
+
+#[test]
+fn texts_of_the_environment_become_values_of_the_keys_type() {
+    let env = pairs(&[
+        ("PARLEY_GATEWAY__LOBBY__ORIGINS", "https://a.example, https://b.example"),
+        ("PARLEY_GATEWAY__PIN", "false"),
+        ("PARLEY_GATEWAY__IDENTITY__ISSUER", "12"),
+        ("PARLEY_URL", "of another program"),
+    ]);
+    let config = load_gateway(Sources { dir: None, env: &env, flags: &[] }).unwrap().config;
+    assert_eq!(config.lobby.origins, ["https://a.example", "https://b.example"]);
+    assert_eq!((config.pin, config.identity.issuer.as_str()), (false, "12"));
+}
+
+#[test]
+fn a_file_may_leave_out_everything_and_may_be_absent() {
+    for (gateway, writer) in [("[session]\n# devices_max = 4\n", ""), ("# empty\n", "# empty\n")] {
+        let dir = dir(gateway, writer);
+        let sources = Sources { dir: Some(dir.path()), env: &[], flags: &[] };
+        assert!(load_gateway(sources).is_ok());
+        assert!(load_storage_writer(sources).is_ok());
+    }
+}
+
+#[test]
+fn unknown_keys() {
+    insta::assert_snapshot!(gateway_error(
+        "lisen = \"127.0.0.1:1\"\n\n[session]\ndevice_max = 3\n\n[chat]\noutbox_bytes_max = 1\n[weather]\n",
+        &[
+            ("PARLEY_GATEWAY__SESION__DEVICES_MAX", "4"),
+            ("PARLEY_GATEWAY_SHARDS", "4"),
+            ("PARLEY_GATEWAY__FLUX_CAPACITOR", "1"),
+        ],
+        &[("shard", "2")],
+    ));
+}
+
+#[test]
+fn wrong_types() {
+    insta::assert_snapshot!(gateway_error(
+        "shards = \"two\"\npin = 1\nconnections_max = 99999999999999999999\n[lobby]\norigins = \"*\"\n",
+        &[("PARLEY_GATEWAY__DRAIN_TIMEOUT_MS", "10s")],
+        &[("pin", "yes")],
+    ));
+}
+
+#[test]
+fn values_that_are_not_allowed() {
+    insta::assert_snapshot!(gateway_error(
+        "listen = \"localhost:7400\"\npath = \"ws\"\ndriver = \"kqueue\"\n[lobby]\norigins = [\"https://a.example/\"]\n",
+        &[("PARLEY_GATEWAY__CHAT__GROUP_MEMBERS_MAX", "1001")],
+        &[("shards", "-1")],
+    ));
+}
+
+#[test]
+fn keys_that_contradict_each_other() {
+    insta::assert_snapshot!(gateway_error(
+        "[message]\npayload_bytes_max = 60000\n[session]\noutbox_bytes_max = 8192\nheartbeat_timeout_ms = 25000\n",
+        &[("PARLEY_GATEWAY__RECONNECT_SPREAD_MS", "20000")],
+        &[],
+    ));
+}
+
+#[test]
+fn a_file_that_is_not_toml() {
+    insta::assert_snapshot!(gateway_error("shards = 2\nlisten = 127.0.0.1:7400\n", &[], &[]));
+}
+
+#[test]
+fn a_directory_that_is_not_there() {
+    let dir = dir("", "");
+    let gone = dir.path().join("gone");
+    let error = load_gateway(Sources { dir: Some(&gone), env: &[], flags: &[] }).unwrap_err();
+    insta::assert_snapshot!(masked(&error.to_string(), dir.path()));
+}
+
+#[test]
+fn check_of_the_shipped_files() {
+    let gateway = load_gateway(Sources::default()).unwrap();
+    let writer = load_storage_writer(Sources::default()).unwrap();
+    let report = check(&gateway, &writer, &machine());
+    assert!(report.is_ok());
+    insta::assert_snapshot!(report.text);
+}
+
+#[test]
+fn check_explains_every_conflict() {
+    let dir = dir("shards = 8\ndriver = \"uring\"\n[chat]\ngroup_members_max = 1000\n", "[limits]\n");
+    let env = pairs(&[
+        ("PARLEY_STORAGE_WRITER__ADMIN", "127.0.0.1:7401"),
+        ("PARLEY_STORAGE_WRITER__SOCKET", "w.sock"),
+        ("PARLEY_STORAGE_WRITER__READERS__THREADS", "4"),
+    ]);
+    let flags = pairs(&[("message.payload_bytes_max", "1000")]);
+    let gateway = load_gateway(Sources { dir: Some(dir.path()), env: &env, flags: &flags }).unwrap();
+    let writer = load_storage_writer(Sources { dir: Some(dir.path()), env: &env, flags: &[] }).unwrap();
+    let small =
+        Machine { cores: 2, memory_bytes: 512 << 20, nofile: 4_096, memlock_bytes: Some(64 << 10), uring: true };
+    let report = check(&gateway, &writer, &small);
+    assert!(!report.is_ok());
+    let findings: Vec<String> =
+        report.findings.iter().map(|finding| format!("{:?}: {}", finding.severity, finding.text)).collect();
+    insta::assert_snapshot!(findings.join("\n"));
+    let overridden: Vec<&str> =
+        report.text.lines().filter(|line| line.contains(" # ") && !line.ends_with("default")).collect();
+    insta::assert_snapshot!("origins", masked(&overridden.join("\n"), dir.path()));
+}
+
+#[test]
+fn auto_without_io_uring_is_a_note_and_shares_the_files() {
+    let gateway = load_gateway(Sources::default()).unwrap();
+    let writer = load_storage_writer(Sources::default()).unwrap();
+    let machine = Machine { uring: false, ..machine() };
+    let report = check(&gateway, &writer, &machine);
+    assert!(report.is_ok());
+    assert!(report.findings.iter().any(|finding| finding.severity == Severity::Note));
+    assert_eq!(gateway.config.connections_per_shard(&machine, false), (20_000 - 1_024) / 2);
+    assert_eq!(gateway.config.connections_per_shard(&machine, true), 18_000);
+}
