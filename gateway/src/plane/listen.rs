@@ -1,9 +1,11 @@
 //! Listening sockets: one per shard on the same address, so that the kernel spreads connections over the shards.
 
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 /// Connections that wait to be accepted, of each shard; the kernel lowers it to its `somaxconn`.
 const BACKLOG: i32 = 16_384;
@@ -13,9 +15,7 @@ pub(super) fn listeners(addr: SocketAddr, shards: u16) -> io::Result<(Vec<OwnedF
     // Sockets with SO_REUSEPORT of the same user may share a port, also those of two processes that do not mean to.
     // A socket without it finds the port taken.
     if addr.port() != 0 {
-        let guard = open(addr)?;
-        rustix::net::bind(&guard, &addr)?;
-        rustix::net::listen(&guard, 1)?;
+        wait_for_port(addr)?;
     }
     let first = listener(addr)?;
     let local = SocketAddr::try_from(rustix::net::getsockname(&first)?).map_err(io::Error::from)?;
@@ -24,6 +24,21 @@ pub(super) fn listeners(addr: SocketAddr, shards: u16) -> io::Result<(Vec<OwnedF
         listeners.push(listener(local)?);
     }
     Ok((listeners, local))
+}
+
+/// A ring of a process that was killed keeps its listener for some milliseconds after the process is gone.
+const PORT_ATTEMPTS_MAX: u32 = 20;
+const PORT_PAUSE: Duration = Duration::from_millis(50);
+
+fn wait_for_port(addr: SocketAddr) -> io::Result<()> {
+    for attempt in 1.. {
+        let guard = open(addr)?;
+        match rustix::net::bind(&guard, &addr).and_then(|()| rustix::net::listen(&guard, 1)) {
+            Err(Errno::ADDRINUSE) if attempt < PORT_ATTEMPTS_MAX => std::thread::sleep(PORT_PAUSE),
+            result => return Ok(result?),
+        }
+    }
+    Ok(())
 }
 
 fn open(addr: SocketAddr) -> io::Result<OwnedFd> {

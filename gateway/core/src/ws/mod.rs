@@ -5,6 +5,8 @@ mod decode;
 mod encode;
 mod error;
 mod mask;
+#[cfg(test)]
+mod tests;
 
 pub use decode::{Decoder, EMPTY_FRAGMENTS_MAX, Event};
 pub use encode::{HEAD_BYTES_MAX, encode_close, encode_frame, encode_frame_with, framed};
