@@ -5,3 +5,6 @@ mod host;
 pub mod identity;
 pub mod mesh;
 pub mod plane;
+mod serve;
+
+pub use serve::{Error, Handle, Options, Status, serve};

@@ -10,7 +10,7 @@ pub trait Authority {
     /// Makes a resume ticket.
     fn issue_ticket(&self, ticket: &Ticket) -> String;
     /// Checks a resume ticket, its device and its expiry.
-    fn verify_ticket(&self, text: &str, device_id: DeviceId, now: Now) -> Option<Ticket>;
+    fn verify_ticket(&self, text: &str, device_id: DeviceId, now: Now, peer_is_loopback: bool) -> Option<Ticket>;
 }
 
 /// What a token says.
@@ -26,17 +26,21 @@ pub struct Identity {
     pub expires_at_ms: u64,
     /// The service role.
     pub service: bool,
+    /// Under the development key.
+    pub development: bool,
 }
 
 /// What a ticket says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
     /// Whose session it resumes.
     pub user_id: UserId,
     /// On which device.
     pub device_id: DeviceId,
-    /// When the ticket itself expires, Unix milliseconds.
+    /// The user's name, for show; may be empty.
+    pub name: String,
+    /// When the ticket, and a session that it resumed, expires, Unix milliseconds; never after the token behind it.
     pub expires_at_ms: u64,
-    /// When the token behind it expires, Unix milliseconds.
-    pub token_expires_at_ms: u64,
+    /// The token behind it was under the development key.
+    pub development: bool,
 }

@@ -77,6 +77,8 @@ pub struct Options {
     pub link_retry_min_ms: u64,
     /// See `link_retry_min_ms`.
     pub link_retry_max_ms: u64,
+    /// Silence of a link with open requests after which it is taken for dead.
+    pub link_idle_ms: u64,
     /// Reconnects of a drain are spread over this.
     pub reconnect_spread_ms: u64,
     /// Sessions are closed this long after a drain began, answered or not.
@@ -124,6 +126,7 @@ impl Default for Options {
             link_window: 4096,
             link_retry_min_ms: 50,
             link_retry_max_ms: 2_000,
+            link_idle_ms: 10_000,
             reconnect_spread_ms: 2_000,
             drain_patience_ms: 7_000,
         }

@@ -155,15 +155,18 @@ impl Shard {
             encoding,
             mark: hello.mark,
             acting: false,
+            development: false,
             token_expires_at_ms: 0,
             loopback,
             rest,
         };
         if let (Some(ticket), None) = (&hello.resume, hello.act_for) {
-            let ticket = self.authority.verify_ticket(ticket, hello.device_id, now);
-            if let Some(Ticket { user_id, token_expires_at_ms, .. }) = ticket {
+            let ticket = self.authority.verify_ticket(ticket, hello.device_id, now, loopback);
+            if let Some(Ticket { user_id, name, expires_at_ms, development, .. }) = ticket {
                 seat.user_id = user_id;
-                seat.token_expires_at_ms = token_expires_at_ms;
+                seat.name = name;
+                seat.token_expires_at_ms = expires_at_ms;
+                seat.development = development;
                 self.stats.resumes_total += 1;
                 return self.give_seat(conn, seat, out);
             }
@@ -176,6 +179,7 @@ impl Shard {
             Err(reason) => return self.close(conn, close::UNAUTHENTICATED, &reason, out),
         };
         seat.token_expires_at_ms = identity.expires_at_ms;
+        seat.development = identity.development;
         if let Some(user_id) = hello.act_for {
             if !identity.service {
                 return self.close(conn, close::FORBIDDEN, "act_for needs a service token", out);

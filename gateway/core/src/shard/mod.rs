@@ -52,6 +52,8 @@ enum Timer {
     Heads(ChatId),
     /// Connect the link.
     Link,
+    /// Look whether the link is dead; counts the links.
+    LinkIdle(u32),
     /// Try again what the mesh had no room for.
     Owed,
     /// Go on reading after a nudge to everybody.
@@ -123,6 +125,9 @@ pub struct Shard {
     subscribers: HashMap<ChatId, Vec<ConnId>>,
     link: Link<Tag>,
     link_events: VecDeque<LinkEvent<Tag>>,
+    link_heard_ms: u64,
+    /// Counts the links that were connected.
+    link_count: u32,
     credits: Credits,
     /// Sessions that wait for a credit, per target.
     waiting: Vec<VecDeque<ConnId>>,
@@ -154,6 +159,8 @@ impl Shard {
         Self {
             link: Link::new(options.gateway, options.shard, shards, options.link_window),
             link_events: VecDeque::new(),
+            link_heard_ms: 0,
+            link_count: 0,
             credits: Credits::new(shards, options.mesh_requests_max),
             waiting: (0..shards).map(|_| VecDeque::new()).collect(),
             owed: (0..shards).map(|_| Owed::default()).collect(),
@@ -241,6 +248,23 @@ impl Shard {
         self.timers.arm(now.mono_ms + pause, Timer::Link);
     }
 
+    /// A link that owes answers and says nothing is closed: the requests are sent again on the next one.
+    fn link_idle(&mut self, now: Now, link_count: u32, out: &mut Out) {
+        if link_count != self.link_count || !matches!(self.link.state(), State::Greeting | State::Up) {
+            return;
+        }
+        let owes = self.link.state() == State::Greeting || self.link.unanswered() > 0;
+        if !owes {
+            self.link_heard_ms = now.mono_ms;
+        }
+        let dead_at = self.link_heard_ms + self.options.link_idle_ms;
+        if now.mono_ms >= dead_at {
+            out.push(Output::LinkClose);
+        } else {
+            self.timers.arm(dead_at, Timer::LinkIdle(link_count));
+        }
+    }
+
     fn take_link_events(&mut self, now: Now, out: &mut Out) {
         while let Some(event) = self.link_events.pop_front() {
             match event {
@@ -272,6 +296,7 @@ impl Shard {
             Timer::Receipts(chat_id) => self.receipts_due(now, chat_id),
             Timer::Heads(chat_id) => self.heads_due(now, chat_id, out),
             Timer::Link => self.connect_link(out),
+            Timer::LinkIdle(link_count) => self.link_idle(now, link_count, out),
             Timer::Owed => self.pay_owed(now, out),
             Timer::NudgeWalk => self.walk_nudges(now),
             Timer::DrainEnd => self.end_drain(now, out),
@@ -337,10 +362,14 @@ impl Brain for Shard {
     fn handle_link_up(&mut self, now: Now, out: &mut Out) {
         let link = &mut self.link;
         out.link_send_with(|arena| link.handle_up(arena));
+        self.link_count = self.link_count.wrapping_add(1);
+        self.link_heard_ms = now.mono_ms;
+        self.timers.arm(now.mono_ms + self.options.link_idle_ms, Timer::LinkIdle(self.link_count));
         self.settle(now, out);
     }
 
     fn handle_link_data(&mut self, now: Now, data: &mut [u8], out: &mut Out) {
+        self.link_heard_ms = now.mono_ms;
         let mut events = std::mem::take(&mut self.link_events);
         let trusted = self.link.handle_data(data, &mut events);
         self.link_events = events;

@@ -16,7 +16,7 @@ pub type Out = Outputs<Mesh, Seat>;
 pub struct Seat {
     /// Who.
     pub user_id: UserId,
-    /// The name; empty after a resume, when the client knows it.
+    /// The name; empty without one, or where a ticket did not say it.
     pub name: String,
     /// Which device.
     pub device_id: DeviceId,
@@ -26,6 +26,8 @@ pub struct Seat {
     pub mark: Option<u64>,
     /// The session acts for the user under the service role: no stream, may end devices.
     pub acting: bool,
+    /// Logged in under the development key.
+    pub development: bool,
     /// When the token expires, Unix milliseconds.
     pub token_expires_at_ms: u64,
     /// The peer is on this machine.
@@ -98,6 +100,7 @@ pub(crate) struct Session {
     pub(crate) encoding: Encoding,
     pub(crate) acting: bool,
     pub(crate) loopback: bool,
+    pub(crate) development: bool,
     /// A close is under way: nothing more is read or sent.
     pub(crate) closing: bool,
     /// Told to reconnect; is closed when its requests are answered.

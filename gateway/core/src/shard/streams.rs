@@ -29,6 +29,7 @@ impl Shard {
             encoding: seat.encoding,
             acting: seat.acting,
             loopback: seat.loopback,
+            development: seat.development,
             closing: false,
             draining: false,
             mark_armed: false,
@@ -52,7 +53,7 @@ impl Shard {
         if !self.admit(conn, &seat, out) {
             return;
         }
-        let (resume, resume_expires_at_ms) = self.ticket(now, conn);
+        let (resume, resume_expires_at_ms) = self.ticket(now, conn, seat.name.clone());
         let welcome = Welcome {
             user_id: seat.user_id,
             name: seat.name,
@@ -110,7 +111,7 @@ impl Shard {
         interval / 2 + u64::from(conn.slot).wrapping_mul(7919) % (interval / 2)
     }
 
-    fn ticket(&mut self, now: Now, conn: ConnId) -> (String, u64) {
+    fn ticket(&mut self, now: Now, conn: ConnId, name: String) -> (String, u64) {
         let ttl_ms = self.options.resume_ttl_ms;
         let Some(session) = self.session(conn) else { return (String::new(), 0) };
         if session.acting {
@@ -119,8 +120,9 @@ impl Shard {
         let ticket = Ticket {
             user_id: session.user_id,
             device_id: session.device_id,
+            name,
             expires_at_ms: (now.unix_ms + ttl_ms).min(session.token_expires_at_ms),
-            token_expires_at_ms: session.token_expires_at_ms,
+            development: session.development,
         };
         (self.authority.issue_ticket(&ticket), ticket.expires_at_ms)
     }
@@ -397,7 +399,7 @@ impl Shard {
         self.send_mark(conn, out);
         let spread_ms = self.options.reconnect_spread_ms.max(1);
         let delay_ms = (u64::from(conn.slot).wrapping_mul(0x9e37_79b9) % spread_ms) as u32;
-        let (resume, resume_expires_at_ms) = self.ticket(now, conn);
+        let (resume, resume_expires_at_ms) = self.ticket(now, conn, String::new());
         self.send(conn, &ServerFrame::Reconnect(Reconnect { delay_ms, resume, resume_expires_at_ms }), out);
         self.close(conn, close::DRAINING, "draining", out);
     }
