@@ -1,0 +1,364 @@
+//! Answers to reads: pure functions over a [`View`], used by reader threads and the simulator. They stop at what is
+//! confirmed, because the view does.
+
+use crate::store::{EntryRow, MarkRow, MemberRow, ReadError, View};
+use parley_protocol::event::unread;
+use parley_protocol::frame::{ChatSummary, Interval, Member, UserName};
+use parley_protocol::limits;
+use parley_protocol::link::{Ask, InboxEntry, InboxPage, Reply};
+use parley_protocol::{ChatId, ErrorCode, Event, OwnState, UserId};
+
+/// What an operator may set of reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// As the writer's.
+    pub inbox_fanout_members_max: usize,
+    /// As the writer's.
+    pub sync_backlog_max: u64,
+}
+
+/// Answers a read. Damage comes as `Refused(Damaged)`; a request that is no read as `Refused(BadFrame)`.
+pub fn answer(view: &impl View, options: &ReadOptions, ask: &Ask) -> Reply {
+    let reply = match ask {
+        Ask::Inbox { user_id, after, limit } => inbox(view, options, *user_id, *after, *limit),
+        Ask::History { user_id, chat_id, before, after, limit } => {
+            history(view, *user_id, *chat_id, *before, *after, *limit)
+        }
+        Ask::Chats { user_id, after, limit } => chats(view, options, *user_id, *after, *limit),
+        Ask::Members { user_id, chat_id, after, limit } => members(view, *user_id, *chat_id, *after, *limit),
+        Ask::Resolve { names } => resolve(view, names),
+        Ask::Profiles { users } => profiles(view, users),
+        _ => Ok(Reply::Refused(ErrorCode::BadFrame)),
+    };
+    reply.unwrap_or(Reply::Refused(ErrorCode::Damaged))
+}
+
+fn missing(what: impl std::fmt::Display) -> ReadError {
+    ReadError(format!("{what} is missing"))
+}
+
+/// Takes events while they fit a page; the first always does.
+struct Page {
+    bytes: usize,
+    any: bool,
+}
+
+impl Page {
+    fn takes(&mut self, event: &Event) -> bool {
+        // An event's own fields, besides its body.
+        const EVENT_BYTES: usize = 96;
+        self.bytes += event.envelope.body.len() + EVENT_BYTES;
+        let takes = !self.any || self.bytes <= limits::PAGE_BYTES_MAX;
+        self.any = true;
+        takes
+    }
+}
+
+fn limit_of(asked: u32, max: u32) -> usize {
+    if asked == 0 { max as usize } else { asked.min(max) as usize }
+}
+
+/// A page of an inbox: the head first, then the entries above `after`. A backlog above `sync_backlog_max`, or an
+/// `after` above the head, has no entries: the session judges it from `after` and `head`.
+fn inbox(view: &impl View, options: &ReadOptions, user_id: UserId, after: u64, limit: u32) -> Result<Reply, ReadError> {
+    let head = view.user(user_id)?.map_or(0, |user| user.inbox_head);
+    let mut page = InboxPage { after, to: after, head, entries: Vec::new() };
+    if limit == 0 || after >= head || head - after > options.sync_backlog_max {
+        return Ok(Reply::Inbox(page));
+    }
+    let limit = u64::from(limit.min(limits::INBOX_PAGE_MAX)).min(head - after) as u32;
+    let mut size = Page { bytes: 0, any: false };
+    let mut owns: Vec<(usize, ChatId)> = Vec::new();
+    for (inbox_seq, row) in view.entries(user_id, after, limit)? {
+        if inbox_seq != page.to + 1 {
+            return Err(missing(format_args!("entry {} of the inbox of {user_id}", page.to + 1)));
+        }
+        if inbox_seq > head {
+            break;
+        }
+        let entry = match row {
+            EntryRow::Event { chat_id, seq } => {
+                let event = view.event(chat_id, seq)?;
+                let event = event.ok_or_else(|| missing(format_args!("event {seq} of chat {chat_id}")))?;
+                if !size.takes(&event) {
+                    break;
+                }
+                InboxEntry::Event(event)
+            }
+            EntryRow::Own { chat_id } => {
+                size.any = true;
+                owns.push((page.entries.len(), chat_id));
+                InboxEntry::Empty
+            }
+        };
+        page.to = inbox_seq;
+        page.entries.push(entry);
+    }
+    if page.to == after {
+        return Err(missing(format_args!("entry {} of the inbox of {user_id}", after + 1)));
+    }
+    // The last of a chat's entries in the page carries the newest value, the ones before it are superseded.
+    let mut told = hashbrown::HashSet::new();
+    for (at, chat_id) in owns.into_iter().rev() {
+        if told.insert(chat_id) {
+            page.entries[at] = InboxEntry::Own(own_state(chat_id, &view.marks(chat_id, user_id)?));
+        }
+    }
+    Ok(Reply::Inbox(page))
+}
+
+fn own_state(chat_id: ChatId, marks: &MarkRow) -> OwnState {
+    OwnState {
+        chat_id,
+        read_seq: marks.read_seq,
+        read_ordinal: marks.read_ordinal,
+        read_sent: marks.read_sent,
+        muted_until_ms: marks.muted_until_ms,
+    }
+}
+
+/// Whether the user may look at the chat: its membership, or none yet in a direct chat that nobody wrote in.
+enum Access {
+    Member(MemberRow),
+    Unwritten,
+    None,
+}
+
+fn access(view: &impl View, chat_id: ChatId, user_id: UserId) -> Result<Access, ReadError> {
+    if let Some(row) = view.member(chat_id, user_id)? {
+        return Ok(Access::Member(row));
+    }
+    let Some(peer) = chat_id.peer_of(user_id) else { return Ok(Access::None) };
+    let both = view.user(peer)?.is_some() && view.user(user_id)?.is_some();
+    Ok(if both { Access::Unwritten } else { Access::None })
+}
+
+/// The ranges of `seq` within `low..=high` that the intervals allow, rising, without overlap.
+fn ranges(intervals: &[Interval], low: u64, high: u64) -> Vec<(u64, u64)> {
+    let mut ranges: Vec<(u64, u64)> = intervals
+        .iter()
+        .map(|interval| (interval.history_from.max(low), interval.left_seq.unwrap_or(high).min(high)))
+        .filter(|(from, to)| from <= to)
+        .collect();
+    ranges.sort_unstable();
+    let mut merged: Vec<(u64, u64)> = Vec::with_capacity(ranges.len());
+    for (from, to) in ranges {
+        match merged.last_mut() {
+            Some(last) if from <= last.1.saturating_add(1) => last.1 = last.1.max(to),
+            _ => merged.push((from, to)),
+        }
+    }
+    merged
+}
+
+fn history(
+    view: &impl View,
+    user_id: UserId,
+    chat_id: ChatId,
+    before: Option<u64>,
+    after: Option<u64>,
+    limit: u32,
+) -> Result<Reply, ReadError> {
+    let row = match access(view, chat_id, user_id)? {
+        Access::Member(row) => row,
+        Access::Unwritten => return Ok(Reply::History { events: Vec::new(), more: false }),
+        Access::None => return Ok(Reply::Refused(ErrorCode::NoSuchChat)),
+    };
+    if before.is_some() && after.is_some() {
+        return Ok(Reply::Refused(ErrorCode::BadFrame));
+    }
+    let head = view.head(chat_id)?.map_or(0, |event| event.seq);
+    let low = after.map_or(1, |after| after.saturating_add(1));
+    let high = before.map_or(head, |before| before.saturating_sub(1).min(head));
+    let newest_first = after.is_none();
+    let mut ranges = ranges(&row.intervals, low, high);
+    if newest_first {
+        ranges.reverse();
+    }
+    let limit = limit_of(limit, limits::HISTORY_PAGE_MAX);
+    let mut size = Page { bytes: 0, any: false };
+    let mut events: Vec<Event> = Vec::new();
+    let mut more = false;
+    'ranges: for (from, to) in ranges {
+        let room = limit - events.len();
+        if room == 0 {
+            more = true;
+            break;
+        }
+        let found = view.events(chat_id, from, to, room as u32, newest_first)?;
+        if found.len() as u64 != (to - from + 1).min(room as u64) {
+            return Err(missing(format_args!("an event of chat {chat_id} in {from}..={to}")));
+        }
+        more = (to - from + 1) > room as u64;
+        for event in found {
+            if !size.takes(&event) {
+                more = true;
+                break 'ranges;
+            }
+            events.push(event);
+        }
+        if more {
+            break;
+        }
+    }
+    if newest_first {
+        events.reverse();
+    }
+    Ok(Reply::History { events, more })
+}
+
+fn chats(
+    view: &impl View,
+    options: &ReadOptions,
+    user_id: UserId,
+    after: Option<ChatId>,
+    limit: u32,
+) -> Result<Reply, ReadError> {
+    let limit = limit_of(limit, limits::CHATS_PAGE_MAX);
+    let mut rows = view.chats(user_id, after, limit as u32 + 1)?;
+    let mut more = rows.len() > limit;
+    rows.truncate(limit);
+    let mut size = Page { bytes: 0, any: false };
+    let mut chats = Vec::with_capacity(rows.len());
+    for (chat_id, row) in rows {
+        let summary = summary(view, options, user_id, chat_id, row)?;
+        if let Some(last) = &summary.last
+            && !size.takes(last)
+        {
+            more = true;
+            break;
+        }
+        chats.push(summary);
+    }
+    Ok(Reply::Chats { chats, more })
+}
+
+/// A chat as one of its members, or a former one, sees it.
+fn summary(
+    view: &impl View,
+    options: &ReadOptions,
+    user_id: UserId,
+    chat_id: ChatId,
+    row: MemberRow,
+) -> Result<ChatSummary, ReadError> {
+    let head = view.head(chat_id)?.ok_or_else(|| missing(format_args!("the head of chat {chat_id}")))?;
+    let checkpoint = view.checkpoint(chat_id)?;
+    let direct = chat_id.peer_of(user_id).is_some();
+    // Nobody sends after leaving: what was sent up to the head was sent up to what one may see.
+    let sent = if direct && head.sender == user_id {
+        head.sender_sent
+    } else if direct {
+        head.ordinal.saturating_sub(head.sender_sent)
+    } else {
+        let until = checkpoint.sent.iter().find(|(sender, _)| *sender == user_id).map_or(0, |(_, sent)| *sent);
+        until + view.count_messages(chat_id, user_id, checkpoint.seq + 1, head.seq)?
+    };
+    let title = title(view, chat_id, checkpoint, &row, direct)?;
+    let visible_seq = row.intervals.last().and_then(|interval| interval.left_seq).unwrap_or(head.seq).min(head.seq);
+    let last = if visible_seq == head.seq {
+        head
+    } else {
+        let event = view.event(chat_id, visible_seq)?;
+        event.ok_or_else(|| missing(format_args!("event {visible_seq} of chat {chat_id}")))?
+    };
+    let marks = view.marks(chat_id, user_id)?;
+    let members = view.member_count(chat_id)?;
+    Ok(ChatSummary {
+        chat_id,
+        title,
+        members,
+        role: row.role,
+        head_seq: last.seq,
+        head_ordinal: last.ordinal,
+        delivered_seq: marks.delivered_seq,
+        own: own_state(chat_id, &marks),
+        unread: unread(last.ordinal, sent, marks.read_ordinal, marks.read_sent),
+        intervals: row.intervals,
+        large: members as usize > options.inbox_fanout_members_max,
+        last: Some(last),
+    })
+}
+
+/// The title: the checkpoint's, which is written with every change of it. Who left does not learn of a later one.
+fn title(
+    view: &impl View,
+    chat_id: ChatId,
+    checkpoint: crate::store::Checkpoint,
+    row: &MemberRow,
+    direct: bool,
+) -> Result<String, ReadError> {
+    let left = row.intervals.last().and_then(|interval| interval.left_seq);
+    let Some(left) = left.filter(|left| !direct && *left < checkpoint.seq) else { return Ok(checkpoint.title) };
+    // Looked for among the newest events that one may see, then given up: a title is a courtesy to those who left.
+    const LOOKED_AT_MAX: u32 = 64;
+    for (from, to) in ranges(&row.intervals, 1, left).into_iter().rev() {
+        for event in view.events(chat_id, from, to, LOOKED_AT_MAX, true)? {
+            if let Ok(parley_protocol::Body::Title(title)) = event.envelope.to_body() {
+                return Ok(title.title);
+            }
+        }
+    }
+    Ok(String::new())
+}
+
+fn members(
+    view: &impl View,
+    user_id: UserId,
+    chat_id: ChatId,
+    after: Option<UserId>,
+    limit: u32,
+) -> Result<Reply, ReadError> {
+    match access(view, chat_id, user_id)? {
+        Access::Member(row) if row.role.is_some() => {}
+        Access::Unwritten => return Ok(unwritten_members(chat_id, user_id, after)),
+        _ => return Ok(Reply::Refused(ErrorCode::NoSuchChat)),
+    }
+    let limit = limit_of(limit, limits::MEMBERS_PAGE_MAX);
+    let mut members = Vec::new();
+    let mut at = after;
+    // Former members are skipped, in bounded steps of a page.
+    loop {
+        let rows = view.members(chat_id, at, limit as u32 + 1)?;
+        let whole = rows.len() <= limit;
+        for (user_id, row) in rows {
+            at = Some(user_id);
+            let Some(role) = row.role else { continue };
+            if members.len() == limit {
+                return Ok(Reply::Members { members, more: true });
+            }
+            let marks = view.marks(chat_id, user_id)?;
+            members.push(Member { user_id, role, delivered_seq: marks.delivered_seq, read_seq: marks.read_seq });
+        }
+        if whole {
+            return Ok(Reply::Members { members, more: false });
+        }
+    }
+}
+
+fn unwritten_members(chat_id: ChatId, user_id: UserId, after: Option<UserId>) -> Reply {
+    let mut users: Vec<UserId> = chat_id.peer_of(user_id).into_iter().chain([user_id]).collect();
+    users.sort_unstable();
+    users.retain(|user| after.is_none_or(|after| *user > after));
+    let member = |user_id| Member { user_id, role: parley_protocol::Role::Member, delivered_seq: 0, read_seq: 0 };
+    Reply::Members { members: users.into_iter().map(member).collect(), more: false }
+}
+
+fn resolve(view: &impl View, names: &[String]) -> Result<Reply, ReadError> {
+    let mut users = Vec::new();
+    for name in names.iter().take(limits::RESOLVE_MAX) {
+        if let Some(value) = view.unique(&crate::store::name_key(name))? {
+            users.push(UserName { user_id: UserId(value as u64), name: name.clone() });
+        }
+    }
+    Ok(Reply::Users(users))
+}
+
+fn profiles(view: &impl View, asked: &[UserId]) -> Result<Reply, ReadError> {
+    let mut users = Vec::new();
+    for user_id in asked.iter().take(limits::RESOLVE_MAX) {
+        if let Some(user) = view.user(*user_id)? {
+            users.push(UserName { user_id: *user_id, name: user.row.name });
+        }
+    }
+    Ok(Reply::Users(users))
+}

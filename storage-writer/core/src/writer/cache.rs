@@ -1,0 +1,309 @@
+//! Chats and users in memory: the state as of everything numbered, durable or not. Nothing in here decides.
+
+use crate::store::{Checkpoint, MarkRow, MemberRow, StoredChat, StoredUser};
+use hashbrown::HashMap;
+use parley_protocol::body::{Body, kind};
+use parley_protocol::frame::Interval;
+use parley_protocol::{ChatId, ChatKind, OwnState, Role, UserId};
+use std::collections::VecDeque;
+use std::hash::Hash;
+
+/// Events between two checkpoints at least, so that loading a chat replays few.
+const CHECKPOINT_EVENTS_MIN: u64 = 64;
+
+/// When an entry of a cache was last needed, and which group it is in.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Usage {
+    /// The newest group that holds something of it: it stays until that one is durable.
+    pub(super) group_no: u64,
+    /// The tick at which it was last needed.
+    pub(super) touched: u64,
+    /// The tick at which eviction last passed by.
+    pub(super) visited: u64,
+}
+
+/// An entry that can leave the cache.
+pub(super) trait Cached {
+    fn usage(&mut self) -> &mut Usage;
+}
+
+/// A member, present or past.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) user_id: UserId,
+    pub(super) role: Option<Role>,
+    pub(super) intervals: Vec<Interval>,
+    /// Own messages up to the head.
+    pub(super) sent: u64,
+    pub(super) marks: MarkRow,
+    /// Group and index of the newest write of these marks.
+    pub(super) mark_at: (u64, usize),
+}
+
+impl Member {
+    pub(super) fn row(&self) -> MemberRow {
+        MemberRow { role: self.role, intervals: self.intervals.clone() }
+    }
+
+    pub(super) fn own(&self, chat_id: ChatId) -> OwnState {
+        OwnState {
+            chat_id,
+            read_seq: self.marks.read_seq,
+            read_ordinal: self.marks.read_ordinal,
+            read_sent: self.marks.read_sent,
+            muted_until_ms: self.marks.muted_until_ms,
+        }
+    }
+}
+
+/// A chat. `head_seq` 0: nothing was ever written in it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Chat {
+    pub(super) direct: bool,
+    pub(super) head_seq: u64,
+    pub(super) head_ordinal: u64,
+    /// The newest event that is durable.
+    pub(super) durable_seq: u64,
+    pub(super) last_message_id: u64,
+    pub(super) checkpoint_seq: u64,
+    pub(super) title: String,
+    /// By user id.
+    pub(super) members: Vec<Member>,
+    pub(super) present: usize,
+    /// Group and index of the newest append.
+    pub(super) append_at: (u64, usize),
+    pub(super) usage: Usage,
+}
+
+impl Cached for Chat {
+    fn usage(&mut self) -> &mut Usage {
+        &mut self.usage
+    }
+}
+
+impl Chat {
+    /// From what the store holds; the error says what is wrong with it.
+    pub(super) fn load(chat_id: ChatId, stored: Option<Box<StoredChat>>) -> Result<Chat, String> {
+        let direct = matches!(chat_id.kind(), Some(ChatKind::Direct(..)));
+        let Some(stored) = stored else { return Ok(Chat { direct, ..Chat::default() }) };
+        let StoredChat { checkpoint, tail, members } = *stored;
+        let mut chat = Chat {
+            direct,
+            head_seq: checkpoint.seq,
+            head_ordinal: checkpoint.ordinal,
+            last_message_id: checkpoint.message_id,
+            checkpoint_seq: checkpoint.seq,
+            title: checkpoint.title,
+            ..Chat::default()
+        };
+        chat.members = members
+            .into_iter()
+            .map(|member| Member {
+                user_id: member.user_id,
+                role: member.row.role,
+                intervals: member.row.intervals,
+                sent: 0,
+                marks: member.marks,
+                mark_at: (0, 0),
+            })
+            .collect();
+        chat.members.sort_unstable_by_key(|member| member.user_id);
+        chat.present = chat.members.iter().filter(|member| member.role.is_some()).count();
+        for (user_id, sent) in checkpoint.sent {
+            let member = chat.member_mut(user_id).ok_or("the checkpoint names someone who never was a member")?;
+            member.sent = sent;
+        }
+        for event in tail {
+            if event.seq != chat.head_seq + 1 {
+                return Err(format!("chat {chat_id}: event {} follows {}", event.seq, chat.head_seq));
+            }
+            chat.head_seq = event.seq;
+            chat.head_ordinal = event.ordinal;
+            chat.last_message_id = event.message_id.0;
+            let member = chat.member_mut(event.sender).ok_or("a sender in the tail never was a member")?;
+            member.sent = event.sender_sent;
+            if event.envelope.kind == kind::TITLE
+                && let Ok(Body::Title(title)) = event.envelope.to_body()
+            {
+                chat.title = title.title;
+            }
+        }
+        if chat.head_seq == 0 {
+            return Err(format!("chat {chat_id} has rows but no event"));
+        }
+        chat.durable_seq = chat.head_seq;
+        Ok(chat)
+    }
+
+    pub(super) fn find(&self, user_id: UserId) -> Result<usize, usize> {
+        // Direct chats are most of all: two comparisons instead of a search.
+        match &self.members[..] {
+            [low, _] if low.user_id == user_id => Ok(0),
+            [_, high] if high.user_id == user_id => Ok(1),
+            members => members.binary_search_by_key(&user_id, |member| member.user_id),
+        }
+    }
+
+    /// A member, present or past.
+    pub(super) fn member(&self, user_id: UserId) -> Option<&Member> {
+        self.find(user_id).ok().map(|at| &self.members[at])
+    }
+
+    /// A member, present or past.
+    pub(super) fn member_mut(&mut self, user_id: UserId) -> Option<&mut Member> {
+        self.find(user_id).ok().map(|at| &mut self.members[at])
+    }
+
+    /// The role of someone who is a member now.
+    pub(super) fn role(&self, user_id: UserId) -> Option<Role> {
+        self.member(user_id).and_then(|member| member.role)
+    }
+
+    /// Members now.
+    pub(super) fn present_members(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.role.is_some())
+    }
+
+    /// Lets somebody in at `seq`, for the first time or again.
+    pub(super) fn join(&mut self, user_id: UserId, role: Role, seq: u64) {
+        let at = self.find(user_id).unwrap_or_else(|at| {
+            let member = Member {
+                user_id,
+                role: None,
+                intervals: Vec::with_capacity(1),
+                sent: 0,
+                marks: MarkRow::default(),
+                mark_at: (0, 0),
+            };
+            self.members.insert(at, member);
+            at
+        });
+        let member = &mut self.members[at];
+        assert!(member.role.is_none(), "whoever joins is not a member");
+        member.role = Some(role);
+        member.intervals.push(Interval { joined_seq: seq, left_seq: None, history_from: seq });
+        self.present += 1;
+    }
+
+    /// Takes somebody out at `seq`.
+    pub(super) fn part(&mut self, user_id: UserId, seq: u64) {
+        let member = self.member_mut(user_id).expect("whoever leaves is a member");
+        member.role = None;
+        member.intervals.last_mut().expect("a member has an interval").left_seq = Some(seq);
+        self.present -= 1;
+    }
+
+    /// Whether the event just numbered ends with a checkpoint.
+    pub(super) fn checkpoint_due(&self) -> bool {
+        let interval = CHECKPOINT_EVENTS_MIN.max(self.members.len() as u64 / 4);
+        self.checkpoint_seq == 0 || self.head_seq >= self.checkpoint_seq + interval
+    }
+
+    /// The state at the head.
+    pub(super) fn checkpoint(&self) -> Checkpoint {
+        let sent = self.members.iter().filter(|member| member.sent > 0);
+        Checkpoint {
+            seq: self.head_seq,
+            ordinal: self.head_ordinal,
+            message_id: self.last_message_id,
+            title: self.title.clone(),
+            sent: sent.map(|member| (member.user_id, member.sent)).collect(),
+        }
+    }
+}
+
+/// A user, or the knowledge that there is none.
+#[derive(Clone, Debug, Default)]
+pub(super) struct User {
+    pub(super) exists: bool,
+    pub(super) inbox_head: u64,
+    pub(super) name: Box<str>,
+    pub(super) usage: Usage,
+}
+
+impl Cached for User {
+    fn usage(&mut self) -> &mut Usage {
+        &mut self.usage
+    }
+}
+
+impl User {
+    pub(super) fn load(stored: Option<StoredUser>) -> User {
+        match stored {
+            None => User::default(),
+            Some(stored) => User {
+                exists: true,
+                inbox_head: stored.inbox_head,
+                name: stored.row.name.into_boxed_str(),
+                usage: Usage::default(),
+            },
+        }
+    }
+}
+
+/// A bounded map. Above its bound, entries leave that nobody needs, those first that were not needed for longest (by
+/// second chance); an entry in a group that is not durable stays.
+#[derive(Debug)]
+pub(super) struct Cache<K, V> {
+    map: HashMap<K, V>,
+    clock: VecDeque<K>,
+    entries_max: usize,
+}
+
+impl<K: Copy + Eq + Hash, V: Cached> Cache<K, V> {
+    pub(super) fn new(entries_max: usize) -> Cache<K, V> {
+        Cache { map: HashMap::new(), clock: VecDeque::new(), entries_max }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    pub(super) fn get(&self, key: K) -> Option<&V> {
+        self.map.get(&key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: K) -> Option<&mut V> {
+        self.map.get_mut(&key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.map.iter()
+    }
+
+    /// Adds an entry, or replaces the one that is there.
+    pub(super) fn insert(&mut self, key: K, value: V) {
+        if self.map.insert(key, value).is_none() {
+            self.clock.push_back(key);
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.map.clear();
+        self.clock.clear();
+    }
+
+    /// Makes room, in a bounded number of steps. Entries touched at or after tick `needed_since` stay, because someone
+    /// who waits since then may need them.
+    pub(super) fn evict(&mut self, durable_no: u64, needed_since: u64, tick: u64) {
+        let excess = self.map.len().saturating_sub(self.entries_max);
+        for _ in 0..(excess * 4).min(self.clock.len()) {
+            if self.map.len() <= self.entries_max {
+                return;
+            }
+            let Some(key) = self.clock.pop_front() else { return };
+            let usage = self.map.get_mut(&key).expect("the clock holds what the map holds").usage();
+            let needed = usage.group_no > durable_no || usage.touched >= needed_since;
+            if needed || usage.touched > usage.visited {
+                usage.visited = tick;
+                self.clock.push_back(key);
+            } else {
+                self.map.remove(&key);
+            }
+        }
+    }
+
+    pub(super) fn check_invariants(&self) {
+        assert_eq!(self.map.len(), self.clock.len());
+    }
+}

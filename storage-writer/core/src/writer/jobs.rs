@@ -1,0 +1,593 @@
+//! Requests that wait, and the loads that they wait for. A job is judged when all that it needs is in memory and, for
+//! the jobs of one chat, in the order of their arrival.
+
+use super::api::{Action, LinkId};
+use super::cache::{Chat, User};
+use super::marks::Fact;
+use super::{Phase, Writer};
+use crate::store::{CommandName, CommandRow, OpId, StoreRequest, StoreResult};
+use parley_protocol::link::{Ask, Reply, Request};
+use parley_protocol::{ChatId, ChatKind, ErrorCode, UserId, limits, partition};
+
+/// Index of a job.
+pub(super) type JobKey = usize;
+
+/// Who is answered, under which epoch it asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answered {
+    pub(super) link: LinkId,
+    pub(super) no: u64,
+    pub(super) epoch: u64,
+}
+
+/// A request that waits.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) to: Answered,
+    pub(super) ask: Ask,
+    /// The tick of its arrival: what it needs stays in memory from then on.
+    pub(super) born: u64,
+    /// Loads that are not answered yet.
+    pub(super) missing: u32,
+    pub(super) damaged: bool,
+    /// What a log says of the marks that are asked for.
+    pub(super) facts: Vec<Fact>,
+    /// Counted as waiting in the table of command names.
+    named: bool,
+    /// Counted as waiting under these unique keys.
+    pub(super) unique_keys: Vec<String>,
+    /// The queue of its chat.
+    queue: Option<ChatId>,
+    next: Option<JobKey>,
+    stalled: bool,
+}
+
+impl Job {
+    pub(super) fn next(&self) -> Option<JobKey> {
+        self.next
+    }
+}
+
+/// The jobs of one chat, linked in order of arrival.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Queue {
+    pub(super) first: JobKey,
+    pub(super) last: JobKey,
+}
+
+/// What an operation in the store is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Op {
+    Meta,
+    Commit,
+    Chat(ChatId),
+    User(UserId),
+    Name(CommandName),
+    Unique(String),
+    /// The ordinal of a fact of a job.
+    FactEvent(JobKey, usize),
+    /// The count of a fact of a job.
+    FactCount(JobKey, usize),
+}
+
+/// What several jobs may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum LoadKey {
+    Chat(ChatId),
+    User(UserId),
+}
+
+/// The name of a command that somebody waits on, or that is numbered and not yet durable.
+#[derive(Debug)]
+pub(super) struct Name {
+    /// Jobs of this name.
+    pub(super) waiting: u32,
+    pub(super) state: NameState,
+    /// The job that waits for the look-up, and others.
+    waiter: Option<JobKey>,
+    waiters: Vec<JobKey>,
+}
+
+/// What is known of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NameState {
+    Asked,
+    Known(Option<CommandRow>),
+    /// The store could not say.
+    Damaged,
+    /// Numbered, and not yet durable.
+    Flight(CommandRow),
+}
+
+/// A unique key that somebody waits on, or that is in a group.
+#[derive(Debug)]
+pub(super) struct Unique {
+    pub(super) waiting: u32,
+    pub(super) state: UniqueState,
+    waiters: Vec<JobKey>,
+}
+
+/// What is known of a unique key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UniqueState {
+    Asked,
+    Known(Option<u128>),
+    /// The store could not say.
+    Damaged,
+    /// In a group that is not yet durable.
+    Flight(u128),
+}
+
+/// Something that must be in memory before a job is judged.
+#[derive(Clone, Debug)]
+pub(super) enum Need {
+    Chat(ChatId),
+    User(UserId),
+    Unique(String),
+    Fact(Fact),
+}
+
+/// What came of judging a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judged {
+    /// It is over.
+    Done,
+    /// No room in the group, or no id now: it stays at the head of its queue.
+    Stalled,
+}
+
+impl Writer {
+    /// Takes a request of a welcomed link.
+    pub(super) fn request(&mut self, link_id: LinkId, request: Request) {
+        let Some(link) = self.links.get(&link_id) else { return };
+        if !link.welcome || request.home_epoch > self.meta.home_epoch.max(link.home_epoch) {
+            return self.close(link_id);
+        }
+        let to = Answered { link: link_id, no: request.no, epoch: request.home_epoch };
+        if self.is_dead(&to, &request.ask) {
+            return self.attach(to, Reply::Fenced);
+        }
+        match request.ask {
+            ask @ (Ask::Inbox { .. }
+            | Ask::History { .. }
+            | Ask::Chats { .. }
+            | Ask::Members { .. }
+            | Ask::Resolve { .. }
+            | Ask::Profiles { .. }) => self.actions.push_back(Action::Read { link: link_id, no: to.no, ask }),
+            Ask::Open { partition } => self.open(to, partition),
+            ask @ Ask::LoadChat { .. } if self.phase == Phase::Draining => {
+                self.hold(link_id, Request { no: to.no, home_epoch: to.epoch, ask });
+            }
+            ask @ (Ask::LoadChat { .. } | Ask::Login { .. }) if self.phase != Phase::Draining => self.park(to, ask),
+            ask if self.phase == Phase::Serving => self.park(to, ask),
+            _ => self.answer(to, Reply::Failed),
+        }
+    }
+
+    /// Whether a higher epoch was granted, or opened the partition that is asked of.
+    pub(super) fn is_dead(&self, to: &Answered, ask: &Ask) -> bool {
+        let partition = match ask {
+            Ask::LoadChat { chat_id } | Ask::Marks { chat_id, .. } | Ask::Mute { chat_id, .. } => {
+                Some(partition::of_chat(*chat_id))
+            }
+            Ask::Command(command) => command.chat_id.map(partition::of_chat),
+            _ => None,
+        };
+        to.epoch < self.meta.home_epoch || partition.is_some_and(|at| to.epoch < self.opened[at as usize])
+    }
+
+    /// Keeps a request until the store is well again.
+    pub(super) fn hold(&mut self, link: LinkId, request: Request) {
+        if !self.links.contains_key(&link) {
+            return;
+        }
+        if self.held.len() >= self.options.parked_max {
+            let to = Answered { link, no: request.no, epoch: request.home_epoch };
+            return self.answer(to, Reply::Failed);
+        }
+        self.held.push_back((link, request));
+    }
+
+    /// Takes again what was kept, and the hellos.
+    pub(super) fn run_held(&mut self) {
+        for _ in 0..self.hellos.len() {
+            let Some((link, hello)) = self.hellos.pop_front() else { break };
+            self.judge_hello(link, hello);
+        }
+        for _ in 0..self.held.len() {
+            let Some((link, request)) = self.held.pop_front() else { break };
+            self.request(link, request);
+        }
+    }
+
+    /// Refuses at once what no state could allow; everything else waits for what it needs.
+    fn park(&mut self, to: Answered, ask: Ask) {
+        if let Err(code) = check_shape(&ask) {
+            return self.answer(to, Reply::Refused(code));
+        }
+        if self.jobs.len() >= self.options.parked_max {
+            return self.answer(to, Reply::Failed);
+        }
+        let queue = match &ask {
+            Ask::LoadChat { chat_id } | Ask::Marks { chat_id, .. } | Ask::Mute { chat_id, .. } => Some(*chat_id),
+            Ask::Command(command) => command.chat_id,
+            _ => None,
+        };
+        let job = Job {
+            to,
+            ask,
+            born: self.tick,
+            missing: 0,
+            damaged: false,
+            facts: Vec::new(),
+            named: false,
+            unique_keys: Vec::new(),
+            queue,
+            next: None,
+            stalled: false,
+        };
+        let key = self.jobs.insert(job);
+        self.births.push_back((key, self.tick));
+        if let Some(chat_id) = queue {
+            match self.queues.entry(chat_id) {
+                hashbrown::hash_map::Entry::Vacant(vacant) => {
+                    vacant.insert(Queue { first: key, last: key });
+                }
+                hashbrown::hash_map::Entry::Occupied(mut queue) => {
+                    let last = std::mem::replace(&mut queue.get_mut().last, key);
+                    self.jobs[last].next = Some(key);
+                }
+            }
+        }
+        self.prepare(key);
+        self.run(key);
+    }
+
+    /// Starts every load that the job needs, as far as can be known now.
+    fn prepare(&mut self, key: JobKey) {
+        let job = &mut self.jobs[key];
+        debug_assert!(job.missing == 0);
+        if let Ask::Command(command) = &job.ask
+            && !job.named
+        {
+            job.named = true;
+            let chat_id = command.chat_id.unwrap_or(ChatId(0));
+            let name = CommandName { chat_id, sender: command.sender, client_msg_id: command.client_msg_id };
+            self.need_name(key, name);
+        }
+        let mut needs = std::mem::take(&mut self.scratch);
+        self.needs_of(&self.jobs[key], &mut needs);
+        for need in needs.drain(..) {
+            self.need(key, need);
+        }
+        self.scratch = needs;
+    }
+
+    fn needs_of(&self, job: &Job, needs: &mut Vec<Need>) {
+        match &job.ask {
+            Ask::LoadChat { chat_id } => {
+                self.need_chat(*chat_id, needs);
+            }
+            Ask::Command(command) => match command.chat_id {
+                None => self.needs_of_create(command, needs),
+                Some(chat_id) => {
+                    if let Some(chat) = self.need_chat(chat_id, needs) {
+                        self.needs_of_command(chat, command, needs);
+                    }
+                }
+            },
+            Ask::Marks { chat_id, marks } => {
+                if let Some(chat) = self.need_chat(*chat_id, needs) {
+                    self.needs_of_marks(*chat_id, chat, marks, &job.facts, needs);
+                }
+            }
+            Ask::Mute { chat_id, user_id, .. } => {
+                if self.need_chat(*chat_id, needs).is_some_and(|chat| chat.role(*user_id).is_some()) {
+                    needs.push(Need::User(*user_id));
+                }
+            }
+            Ask::Login { issuer, subject, name } => self.needs_of_login(job, (issuer, subject, name), needs),
+            _ => unreachable!("only these are parked"),
+        }
+    }
+
+    /// The chat, if it is in memory; a direct one that was never written needs its two users.
+    fn need_chat(&self, chat_id: ChatId, needs: &mut Vec<Need>) -> Option<&Chat> {
+        needs.push(Need::Chat(chat_id));
+        let chat = self.chats.get(chat_id)?;
+        if chat.head_seq == 0
+            && let Some(ChatKind::Direct(low, high)) = chat_id.kind()
+        {
+            needs.push(Need::User(low));
+            needs.push(Need::User(high));
+        }
+        Some(chat)
+    }
+
+    fn need(&mut self, key: JobKey, need: Need) {
+        let tick = self.tick;
+        let (load, op, request) = match need {
+            Need::Chat(chat_id) => {
+                if let Some(chat) = self.chats.get_mut(chat_id) {
+                    chat.usage.touched = tick;
+                    return;
+                }
+                (LoadKey::Chat(chat_id), Op::Chat(chat_id), StoreRequest::LoadChat(chat_id))
+            }
+            Need::User(user_id) => {
+                if let Some(user) = self.users.get_mut(user_id) {
+                    user.usage.touched = tick;
+                    return;
+                }
+                (LoadKey::User(user_id), Op::User(user_id), StoreRequest::LoadUser(user_id))
+            }
+            Need::Unique(unique) => return self.need_unique(key, unique),
+            Need::Fact(fact) => return self.need_fact(key, fact),
+        };
+        self.jobs[key].missing += 1;
+        let waiters = self.loads.entry(load).or_default();
+        waiters.push(key);
+        if waiters.len() == 1 {
+            self.store(op, request);
+        }
+    }
+
+    fn need_name(&mut self, key: JobKey, row: CommandName) {
+        let name = self.names.entry(row).or_insert(Name {
+            waiting: 0,
+            state: NameState::Asked,
+            waiter: None,
+            waiters: Vec::new(),
+        });
+        name.waiting += 1;
+        if name.state != NameState::Asked {
+            self.jobs[key].damaged |= name.state == NameState::Damaged;
+            return;
+        }
+        self.jobs[key].missing += 1;
+        if name.waiter.is_some() {
+            name.waiters.push(key);
+        } else {
+            name.waiter = Some(key);
+            self.store(Op::Name(row), StoreRequest::FindCommand(row));
+        }
+    }
+
+    fn need_unique(&mut self, key: JobKey, text: String) {
+        let unique = self.uniques.entry(text.clone()).or_insert(Unique {
+            waiting: 0,
+            state: UniqueState::Asked,
+            waiters: Vec::new(),
+        });
+        unique.waiting += 1;
+        let job = &mut self.jobs[key];
+        job.unique_keys.push(text.clone());
+        job.damaged |= unique.state == UniqueState::Damaged;
+        if unique.state == UniqueState::Asked {
+            job.missing += 1;
+            unique.waiters.push(key);
+            if unique.waiters.len() == 1 {
+                self.store(Op::Unique(text.clone()), StoreRequest::FindUnique(text));
+            }
+        }
+    }
+
+    /// A load is answered: memory takes it, and who waited for it goes on.
+    pub(super) fn loaded(&mut self, op: Op, result: StoreResult) {
+        match (op, result) {
+            (Op::Chat(chat_id), result) => {
+                let loaded = match result {
+                    StoreResult::Chat(stored) => Chat::load(chat_id, stored).ok(),
+                    _ => None,
+                };
+                let damaged = loaded.is_none();
+                if let Some(mut chat) = loaded {
+                    chat.usage.touched = self.tick;
+                    self.chats.insert(chat_id, chat);
+                }
+                self.wake_all(LoadKey::Chat(chat_id), damaged);
+            }
+            (Op::User(user_id), result) => {
+                let loaded = match result {
+                    StoreResult::User(stored) => Some(User::load(stored)),
+                    _ => None,
+                };
+                let damaged = loaded.is_none();
+                if let Some(mut user) = loaded {
+                    user.usage.touched = self.tick;
+                    self.users.insert(user_id, user);
+                }
+                self.wake_all(LoadKey::User(user_id), damaged);
+            }
+            (Op::Name(row), result) => {
+                let found = match result {
+                    StoreResult::Found(found) => Some(found),
+                    _ => None,
+                };
+                let Some(name) = self.names.get_mut(&row) else { return };
+                name.state = found.map_or(NameState::Damaged, NameState::Known);
+                let first = name.waiter.take();
+                let others = std::mem::take(&mut name.waiters);
+                for key in first.into_iter().chain(others) {
+                    self.wake(key, found.is_none());
+                }
+            }
+            (Op::Unique(key), result) => {
+                let found = match result {
+                    StoreResult::Unique(found) => Some(found),
+                    _ => None,
+                };
+                let Some(unique) = self.uniques.get_mut(&key) else { return };
+                unique.state = found.map_or(UniqueState::Damaged, UniqueState::Known);
+                for key in std::mem::take(&mut unique.waiters) {
+                    self.wake(key, found.is_none());
+                }
+            }
+            (Op::FactEvent(key, at), StoreResult::Event(Some(event))) => {
+                self.jobs[key].facts[at].take_event(&event);
+                self.wake(key, false);
+            }
+            (Op::FactCount(key, at), StoreResult::Count(count)) => {
+                self.jobs[key].facts[at].take_count(count);
+                self.wake(key, false);
+            }
+            (Op::FactEvent(key, _) | Op::FactCount(key, _), _) => self.wake(key, true),
+            (Op::Meta | Op::Commit, _) => unreachable!("dispatched before"),
+        }
+    }
+
+    fn wake_all(&mut self, load: LoadKey, damaged: bool) {
+        for key in self.loads.remove(&load).unwrap_or_default() {
+            self.wake(key, damaged);
+        }
+    }
+
+    fn wake(&mut self, key: JobKey, damaged: bool) {
+        let job = &mut self.jobs[key];
+        job.missing -= 1;
+        job.damaged |= damaged;
+        if job.missing == 0 {
+            self.run(key);
+        }
+    }
+
+    /// Judges a job if its turn has come, and then those behind it.
+    pub(super) fn run(&mut self, key: JobKey) {
+        match self.jobs[key].queue {
+            None => {
+                self.run_one(key);
+            }
+            Some(chat_id) => {
+                while let Some(first) = self.queues.get(&chat_id).map(|queue| queue.first) {
+                    if !self.run_one(first) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the job is over.
+    fn run_one(&mut self, key: JobKey) -> bool {
+        let job = &self.jobs[key];
+        if job.missing > 0 || job.stalled {
+            return false;
+        }
+        if !job.damaged {
+            self.prepare(key);
+        }
+        let job = &self.jobs[key];
+        if job.damaged {
+            let to = job.to;
+            self.attach(to, Reply::Refused(ErrorCode::Damaged));
+        } else if job.missing > 0 {
+            return false;
+        } else if self.judge(key) == Judged::Stalled {
+            self.jobs[key].stalled = true;
+            self.stalled.push_back(key);
+            return false;
+        }
+        self.finish(key);
+        true
+    }
+
+    /// Runs again what waited for room, or for an id.
+    pub(super) fn run_stalled(&mut self) {
+        for _ in 0..self.stalled.len() {
+            if self.phase != Phase::Serving || !self.has_room() {
+                return;
+            }
+            let Some(key) = self.stalled.pop_front() else { return };
+            self.jobs[key].stalled = false;
+            self.run(key);
+            if self.jobs.get(key).is_some_and(|job| job.stalled) {
+                // What stopped it stops the others too: it keeps its place before them.
+                self.stalled.pop_back();
+                self.stalled.push_front(key);
+                return;
+            }
+        }
+    }
+
+    fn finish(&mut self, key: JobKey) {
+        let job = self.jobs.remove(key);
+        if let Some(chat_id) = job.queue {
+            match job.next {
+                Some(next) => {
+                    self.queues.get_mut(&chat_id).expect("a queued job has its queue").first = next;
+                }
+                None => {
+                    self.queues.remove(&chat_id);
+                }
+            }
+        }
+        if job.named
+            && let Ask::Command(command) = &job.ask
+        {
+            let chat_id = command.chat_id.unwrap_or(ChatId(0));
+            let name = CommandName { chat_id, sender: command.sender, client_msg_id: command.client_msg_id };
+            self.leave_name(name);
+        }
+        for unique in &job.unique_keys {
+            let entry = self.uniques.get_mut(unique).expect("whoever waits has its entry");
+            entry.waiting -= 1;
+            if entry.waiting == 0 && !matches!(entry.state, UniqueState::Flight(_)) {
+                self.uniques.remove(unique);
+            }
+        }
+        while let Some((key, born)) = self.births.front() {
+            if self.jobs.get(*key).is_some_and(|job| job.born == *born) {
+                break;
+            }
+            self.births.pop_front();
+        }
+    }
+
+    fn leave_name(&mut self, name: CommandName) {
+        let hashbrown::hash_map::Entry::Occupied(mut entry) = self.names.entry(name) else {
+            unreachable!("whoever waits has its entry")
+        };
+        entry.get_mut().waiting -= 1;
+        if entry.get().waiting == 0 && !matches!(entry.get().state, NameState::Flight(_)) {
+            entry.remove();
+        }
+    }
+
+    pub(super) fn need_fact(&mut self, key: JobKey, fact: Fact) {
+        let at = self.jobs[key].facts.len();
+        let requests = fact.requests();
+        self.jobs[key].facts.push(fact);
+        for (request, is_event) in requests.into_iter().flatten() {
+            self.jobs[key].missing += 1;
+            let op = if is_event { Op::FactEvent(key, at) } else { Op::FactCount(key, at) };
+            let _: OpId = self.store(op, request);
+        }
+    }
+}
+
+/// What is wrong with a request, whatever is stored.
+fn check_shape(ask: &Ask) -> Result<(), ErrorCode> {
+    match ask {
+        Ask::Command(command) => {
+            if let Some(chat_id) = command.chat_id {
+                is_in(chat_id, command.sender)?;
+            }
+            super::judge::check_command_shape(command)
+        }
+        Ask::LoadChat { chat_id } => chat_id.kind().map(|_| ()).ok_or(ErrorCode::NoSuchChat),
+        Ask::Mute { chat_id, user_id, .. } => is_in(*chat_id, *user_id),
+        Ask::Marks { chat_id, .. } if chat_id.kind().is_none() => Err(ErrorCode::NoSuchChat),
+        Ask::Marks { marks, .. } if marks.len() > limits::GROUP_MEMBERS_MAX => Err(ErrorCode::BadFrame),
+        Ask::Login { issuer, subject, .. } => super::login::check_identity(issuer, subject),
+        _ => Ok(()),
+    }
+}
+
+/// Refuses malformed ids, and a third party in a direct chat.
+fn is_in(chat_id: ChatId, user_id: UserId) -> Result<(), ErrorCode> {
+    match chat_id.kind() {
+        Some(ChatKind::Group(_)) => Ok(()),
+        Some(ChatKind::Direct(low, high)) if user_id == low || user_id == high => Ok(()),
+        _ => Err(ErrorCode::NoSuchChat),
+    }
+}

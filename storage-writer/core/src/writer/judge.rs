@@ -1,0 +1,413 @@
+//! Judging and numbering: every decision against the state as numbered, every number in one place.
+
+use super::Writer;
+use super::cache::{Chat, Member, User};
+use super::groups::Pending;
+use super::jobs::{Answered, JobKey, Judged, NameState, Need};
+use super::roles::{Decision, decide, distinct, title_fits};
+use crate::store::{CommandName, CommandRow, Entry, EntryRow, MarkRow, MarkWrite};
+use parley_idgen::NotYet;
+use parley_protocol::body::{Body, Envelope, MembershipBody, TitleBody, check_message, kind};
+use parley_protocol::frame::Change;
+use parley_protocol::link::{Action, Ask, ChatState, Command, Committed, MemberState, Reply, Target};
+use parley_protocol::{
+    ChatId, ChatKind, ErrorCode, Event, MemberAction, MemberChange, MessageId, Role, UserId, limits,
+};
+
+/// Refuses a command that names more than any state allows.
+pub(super) fn check_command_shape(command: &Command) -> Result<(), ErrorCode> {
+    match (&command.action, command.chat_id) {
+        (Action::Create { members, .. }, None) if members.len() > limits::GROUP_MEMBERS_MAX => {
+            Err(ErrorCode::GroupFull)
+        }
+        (Action::Create { title, .. }, None) if !title_fits(title) => Err(ErrorCode::BadFrame),
+        (Action::Create { .. }, None) | (Action::Send(_), Some(_)) => Ok(()),
+        (Action::Change(Change::Add { users } | Change::Remove { users }), Some(_))
+            if users.len() > limits::MEMBER_CHANGES_MAX =>
+        {
+            Err(ErrorCode::BadFrame)
+        }
+        (Action::Change(_), Some(_)) => Ok(()),
+        (Action::Create { .. }, Some(_)) | (_, None) => Err(ErrorCode::BadFrame),
+    }
+}
+
+fn membership(changes: &[MemberChange]) -> Envelope {
+    Body::Membership(MembershipBody { changes: changes.to_vec() }).to_envelope()
+}
+
+fn title_event(title: &str) -> Envelope {
+    Body::Title(TitleBody { title: title.to_owned() }).to_envelope()
+}
+
+fn added(user_id: UserId, role: Role) -> MemberChange {
+    MemberChange { user_id, action: MemberAction::Added, role }
+}
+
+impl Writer {
+    pub(super) fn needs_of_create(&self, command: &Command, needs: &mut Vec<Need>) {
+        needs.push(Need::User(command.sender));
+        if let Action::Create { members, .. } = &command.action {
+            needs.extend(members.iter().copied().map(Need::User));
+        }
+    }
+
+    /// The inboxes that may get an entry: everybody's, unless the chat is large before and after.
+    pub(super) fn needs_of_command(&self, chat: &Chat, command: &Command, needs: &mut Vec<Need>) {
+        if chat.role(command.sender).is_none() {
+            return;
+        }
+        let max = self.options.inbox_fanout_members_max;
+        let mut fewest = chat.present;
+        match &command.action {
+            Action::Change(Change::Add { users }) => needs.extend(users.iter().copied().map(Need::User)),
+            Action::Change(Change::Remove { users }) => {
+                let present = users.iter().copied().filter(|user| chat.role(*user).is_some());
+                needs.extend(present.map(Need::User));
+                fewest = fewest.saturating_sub(users.len());
+            }
+            Action::Change(Change::Leave {}) => {
+                needs.push(Need::User(command.sender));
+                fewest = fewest.saturating_sub(1);
+            }
+            _ => {}
+        }
+        if fewest <= max {
+            needs.extend(chat.present_members().map(|member| Need::User(member.user_id)));
+        }
+    }
+
+    /// Judges a job whose needs are in memory.
+    pub(super) fn judge(&mut self, key: JobKey) -> Judged {
+        let to = self.jobs[key].to;
+        if self.is_dead(&to, &self.jobs[key].ask) {
+            // A higher epoch was numbered while it waited.
+            self.attach(to, Reply::Fenced);
+            return Judged::Done;
+        }
+        // The request is taken out for as long as it is judged; a stalled one goes back.
+        let mut ask = std::mem::replace(&mut self.jobs[key].ask, Ask::Open { partition: 0 });
+        let judged = match &mut ask {
+            Ask::LoadChat { chat_id } => self.judge_load(to, *chat_id),
+            Ask::Command(command) => self.judge_command(to, command),
+            Ask::Marks { chat_id, marks } => {
+                let facts = std::mem::take(&mut self.jobs[key].facts);
+                let judged = self.judge_marks(to, *chat_id, marks, &facts);
+                self.jobs[key].facts = facts;
+                judged
+            }
+            Ask::Mute { chat_id, user_id, until_ms } => self.judge_mute(to, *chat_id, *user_id, *until_ms),
+            Ask::Login { issuer, subject, name } => self.judge_login(to, (issuer, subject, name)),
+            _ => unreachable!("only these are parked"),
+        };
+        self.jobs[key].ask = ask;
+        judged
+    }
+
+    /// A direct chat that nobody wrote in has its two members as soon as both users are known to exist.
+    pub(super) fn greet(&mut self, chat_id: ChatId) {
+        let Some(ChatKind::Direct(low, high)) = chat_id.kind() else { return };
+        let chat = self.chats.get_mut(chat_id).expect("the job was prepared");
+        let exists = |user: UserId| self.users.get(user).is_some_and(|user| user.exists);
+        if chat.head_seq == 0 && chat.members.is_empty() && exists(low) && exists(high) {
+            chat.join(low, Role::Member, 1);
+            chat.join(high, Role::Member, 1);
+        }
+    }
+
+    fn judge_load(&mut self, to: Answered, chat_id: ChatId) -> Judged {
+        self.greet(chat_id);
+        let chat = self.chats.get(chat_id).expect("the job was prepared");
+        let reply = if chat.members.is_empty() {
+            Reply::Refused(ErrorCode::NoSuchChat)
+        } else {
+            let state = |member: &Member| MemberState {
+                user_id: member.user_id,
+                role: member.role.expect("present"),
+                delivered_seq: member.marks.delivered_seq,
+                read_seq: member.marks.read_seq,
+            };
+            Reply::Chat(ChatState {
+                head_seq: chat.head_seq,
+                head_ordinal: chat.head_ordinal,
+                large: chat.present > self.options.inbox_fanout_members_max,
+                members: chat.present_members().map(state).collect(),
+            })
+        };
+        self.gathering.pending.push(Pending::ChatState { to, chat_id, reply });
+        Judged::Done
+    }
+
+    fn judge_command(&mut self, to: Answered, command: &mut Command) -> Judged {
+        let chat_id = command.chat_id.unwrap_or(ChatId(0));
+        let name = CommandName { chat_id, sender: command.sender, client_msg_id: command.client_msg_id };
+        let state = self.names.get(&name).expect("the job waits on it").state;
+        if let NameState::Known(Some(row)) | NameState::Flight(row) = state {
+            let CommandRow { chat_id, message_id, seq, .. } = row;
+            self.attach(to, Reply::Duplicate { chat_id, message_id, seq });
+            return Judged::Done;
+        }
+        if !self.has_room() {
+            return Judged::Stalled;
+        }
+        let numbered = match (&mut command.action, command.chat_id) {
+            (Action::Send(envelope), Some(chat_id)) => self.judge_send(chat_id, &name, envelope),
+            (Action::Change(change), Some(chat_id)) => self.judge_change(chat_id, &name, change),
+            (Action::Create { title, members }, None) => self.judge_create(&name, title, members),
+            _ => Err(Refusal::Code(ErrorCode::BadFrame)),
+        };
+        match numbered {
+            Ok(committed) => {
+                self.gathering.commands += 1;
+                self.attach(to, Reply::Durable(committed));
+                Judged::Done
+            }
+            Err(Refusal::Code(code)) => {
+                self.attach(to, Reply::Refused(code));
+                Judged::Done
+            }
+            Err(Refusal::NoId(refusal)) => self.without_id(to, refusal),
+        }
+    }
+
+    /// No id can be given: the job waits if that is soon over, else it fails.
+    pub(super) fn without_id(&mut self, to: Answered, refusal: NotYet) -> Judged {
+        match refusal {
+            NotYet::Unreserved { .. } | NotYet::NotBefore { .. } => Judged::Stalled,
+            NotYet::ClockBehind { .. } | NotYet::Exhausted => {
+                self.attach(to, Reply::Failed);
+                Judged::Done
+            }
+        }
+    }
+
+    fn judge_send(
+        &mut self,
+        chat_id: ChatId,
+        name: &CommandName,
+        envelope: &mut Envelope,
+    ) -> Result<Vec<Committed>, Refusal> {
+        self.greet(chat_id);
+        let chat = self.chats.get(chat_id).expect("the job was prepared");
+        chat.role(name.sender).ok_or(ErrorCode::NoSuchChat)?;
+        if envelope.kind != kind::MESSAGE {
+            return Err(ErrorCode::UnsupportedKind.into());
+        }
+        if envelope.flags != 0 {
+            return Err(ErrorCode::BadFrame.into());
+        }
+        check_message(&envelope.body, self.options.payload_bytes_max)?;
+        let id = self.next_id(chat.last_message_id)?;
+        // It is numbered now: nobody needs the request's copy any more.
+        let body = std::mem::take(&mut envelope.body);
+        let envelope = Envelope { kind: envelope.kind, flags: envelope.flags, body };
+        let committed = self.number(chat_id, name, id, envelope, &[]);
+        self.name_command(name, &committed);
+        Ok(vec![committed])
+    }
+
+    fn judge_change(
+        &mut self,
+        chat_id: ChatId,
+        name: &CommandName,
+        change: &Change,
+    ) -> Result<Vec<Committed>, Refusal> {
+        self.greet(chat_id);
+        let chat = self.chats.get(chat_id).expect("the job was prepared");
+        let role = chat.role(name.sender).ok_or(ErrorCode::NoSuchChat)?;
+        let decision = decide(chat, name.sender, role, change)?;
+        let above = chat.last_message_id;
+        if let (Change::Add { .. }, Decision::Members(changes)) = (change, &decision) {
+            if changes.iter().any(|change| !self.exists(change.user_id)) {
+                return Err(ErrorCode::NoSuchUser.into());
+            }
+            if chat.present + changes.len() > self.options.group_members_max {
+                return Err(ErrorCode::GroupFull.into());
+            }
+        }
+        let id = self.next_id(above)?;
+        let committed = match decision {
+            Decision::Members(changes) => self.number(chat_id, name, id, membership(&changes), &changes),
+            Decision::Title(title) => {
+                let committed = self.number(chat_id, name, id, title_event(&title), &[]);
+                self.retitle(chat_id, title);
+                committed
+            }
+        };
+        self.name_command(name, &committed);
+        Ok(vec![committed])
+    }
+
+    fn judge_create(&mut self, name: &CommandName, title: &str, members: &[UserId]) -> Result<Vec<Committed>, Refusal> {
+        let owner = name.sender;
+        let others: Vec<_> = distinct(members).into_iter().filter(|user| *user != owner).collect();
+        if others.len() + 1 > self.options.group_members_max {
+            return Err(ErrorCode::GroupFull.into());
+        }
+        if !self.exists(owner) || others.iter().any(|user| !self.exists(*user)) {
+            return Err(ErrorCode::NoSuchUser.into());
+        }
+        let chat_id = ChatId::group(self.next_id(0)?);
+        let first = self.next_id(0)?;
+        let second = if title.is_empty() { None } else { Some(self.next_id(0)?) };
+        let mut changes = vec![added(owner, Role::Owner)];
+        changes.extend(others.into_iter().map(|user| added(user, Role::Member)));
+        self.chats.insert(chat_id, Chat::default());
+        let mut committed = vec![self.number(chat_id, name, first, membership(&changes), &changes)];
+        if let Some(id) = second {
+            committed.push(self.number(chat_id, name, id, title_event(title), &[]));
+            self.retitle(chat_id, title.to_owned());
+        }
+        self.name_command(name, &committed[0]);
+        Ok(committed)
+    }
+
+    fn exists(&self, user_id: UserId) -> bool {
+        self.users.get(user_id).is_some_and(|user| user.exists)
+    }
+
+    /// The title, and a checkpoint that holds it.
+    fn retitle(&mut self, chat_id: ChatId, title: String) {
+        let chat = self.chats.get_mut(chat_id).expect("it was numbered in");
+        chat.title = title;
+        let append = Writer::append_of(&mut self.gathering.group, chat_id, &mut chat.append_at);
+        chat.checkpoint_seq = chat.head_seq;
+        append.checkpoint = Some(chat.checkpoint());
+    }
+
+    /// The command's row, and its name among those in flight. The event was the command's first.
+    fn name_command(&mut self, name: &CommandName, first: &Committed) {
+        let event = &first.event;
+        let row = CommandRow { name: *name, chat_id: event.chat_id, message_id: event.message_id, seq: event.seq };
+        let chat = self.chats.get_mut(event.chat_id).expect("it was numbered in");
+        Writer::append_of(&mut self.gathering.group, event.chat_id, &mut chat.append_at).commands.push(row);
+        self.names.get_mut(name).expect("the job waits on it").state = NameState::Flight(row);
+    }
+
+    /// Numbers one event, with everything that follows from it: the members after it, the inbox entries, a checkpoint.
+    fn number(
+        &mut self,
+        chat_id: ChatId,
+        name: &CommandName,
+        id: u64,
+        envelope: Envelope,
+        changes: &[MemberChange],
+    ) -> Committed {
+        let Writer { chats, users, gathering, options, .. } = self;
+        let chat = chats.get_mut(chat_id).expect("the job was prepared");
+        assert!(id > chat.last_message_id, "ids rise within a chat");
+        let is_first = chat.head_seq == 0;
+        let large_before = chat.present > options.inbox_fanout_members_max;
+        let is_message = envelope.kind == kind::MESSAGE;
+        chat.head_seq += 1;
+        chat.head_ordinal += u64::from(is_message);
+        chat.last_message_id = id;
+        chat.usage.group_no = gathering.group.no;
+        let seq = chat.head_seq;
+        apply_changes(chat, changes, seq);
+        let large = chat.present > options.inbox_fanout_members_max;
+
+        let sender = chat.member_mut(name.sender).expect("it was judged");
+        sender.sent += u64::from(is_message);
+        let event = Event {
+            chat_id,
+            seq,
+            ordinal: chat.head_ordinal,
+            message_id: MessageId(id),
+            sender: name.sender,
+            sender_sent: chat.member(name.sender).expect("it was judged").sent,
+            client_msg_id: name.client_msg_id,
+            envelope,
+        };
+        let append = Writer::append_of(&mut gathering.group, chat_id, &mut chat.append_at);
+        let mut targets = Vec::new();
+        let mut target = |user_id: UserId| {
+            let user: &mut User = users.get_mut(user_id).expect("the job was prepared");
+            user.inbox_head += 1;
+            user.usage.group_no = chat.usage.group_no;
+            let inbox_seq = user.inbox_head;
+            targets.push(Target { user_id, inbox_seq });
+            append.entries.push(Entry { user_id, inbox_seq, row: EntryRow::Event { chat_id, seq } });
+        };
+        let everyone = !(large && large_before);
+        if everyone {
+            chat.members.iter().filter(|member| member.role.is_some()).for_each(|member| target(member.user_id));
+        }
+        for change in changes {
+            let gone = matches!(change.action, MemberAction::Removed | MemberAction::Left);
+            if gone || (!everyone && change.action == MemberAction::Added) {
+                target(change.user_id);
+            }
+        }
+        gathering.bytes += event.envelope.body.len() + 64 * (targets.len() + 2);
+        append.events.push(event.clone());
+        if is_first && chat.direct {
+            append.members.extend(chat.members.iter().map(|member| (member.user_id, member.row())));
+        }
+        for change in changes {
+            let member = chat.member(change.user_id).expect("it was changed");
+            append.members.retain(|(user_id, _)| *user_id != change.user_id);
+            append.members.push((change.user_id, member.row()));
+        }
+        if !changes.is_empty() || chat.checkpoint_due() {
+            chat.checkpoint_seq = seq;
+            append.checkpoint = Some(chat.checkpoint());
+        }
+        self.mark_joiners(chat_id, changes);
+        Committed { event, targets, large }
+    }
+
+    /// Who comes in has read, so to say, what was before: it is not counted as unread.
+    fn mark_joiners(&mut self, chat_id: ChatId, changes: &[MemberChange]) {
+        let Writer { chats, gathering, .. } = self;
+        let chat = chats.get_mut(chat_id).expect("it was numbered in");
+        let (seq, ordinal) = (chat.head_seq, chat.head_ordinal);
+        for change in changes.iter().filter(|change| change.action == MemberAction::Added) {
+            let member = chat.member_mut(change.user_id).expect("it came in");
+            if ordinal == member.marks.read_ordinal {
+                continue;
+            }
+            let marks = member.marks;
+            member.marks = MarkRow {
+                delivered_seq: seq,
+                read_seq: seq,
+                read_ordinal: ordinal,
+                read_sent: member.sent,
+                muted_until_ms: marks.muted_until_ms,
+            };
+            member.mark_at = (gathering.group.no, gathering.group.marks.len());
+            let (user_id, row) = (change.user_id, member.marks);
+            gathering.group.marks.push(MarkWrite { chat_id, user_id, row, inbox_seq: None });
+        }
+    }
+}
+
+fn apply_changes(chat: &mut Chat, changes: &[MemberChange], seq: u64) {
+    for change in changes {
+        match change.action {
+            MemberAction::Added => chat.join(change.user_id, change.role, seq),
+            MemberAction::Removed | MemberAction::Left => chat.part(change.user_id, seq),
+            MemberAction::RoleChanged => {
+                chat.member_mut(change.user_id).expect("it was judged").role = Some(change.role);
+            }
+        }
+    }
+}
+
+/// Why nothing was numbered.
+enum Refusal {
+    Code(ErrorCode),
+    NoId(NotYet),
+}
+
+impl From<ErrorCode> for Refusal {
+    fn from(code: ErrorCode) -> Refusal {
+        Refusal::Code(code)
+    }
+}
+
+impl From<NotYet> for Refusal {
+    fn from(refusal: NotYet) -> Refusal {
+        Refusal::NoId(refusal)
+    }
+}

@@ -1,0 +1,97 @@
+//! Identities and names: who logs in for the first time becomes a user, by a unique insert.
+
+use super::Writer;
+use super::cache::{Usage, User};
+use super::jobs::{Answered, Job, Judged, Need, UniqueState};
+use crate::store::{UserRow, identity_key, name_key};
+use parley_protocol::frame::UserName;
+use parley_protocol::link::Reply;
+use parley_protocol::{ErrorCode, UserId, limits};
+
+/// Refuses an identity that no token can carry, or whose key would be ambiguous.
+pub(super) fn check_identity(issuer: &str, subject: &str) -> Result<(), ErrorCode> {
+    let fits = issuer.len() <= limits::TOKEN_BYTES_MAX && subject.len() <= limits::TOKEN_BYTES_MAX;
+    if fits && !issuer.contains('\0') && !subject.is_empty() { Ok(()) } else { Err(ErrorCode::BadFrame) }
+}
+
+/// Whether a text can be a name.
+fn name_fits(name: &str) -> bool {
+    !name.is_empty() && name.len() <= limits::NAME_BYTES_MAX && !name.chars().any(char::is_control)
+}
+
+fn user_of(value: u128) -> UserId {
+    UserId(value as u64)
+}
+
+impl Writer {
+    fn unique(&self, key: &str) -> Option<UniqueState> {
+        self.uniques.get(key).map(|unique| unique.state).filter(|state| *state != UniqueState::Asked)
+    }
+
+    pub(super) fn needs_of_login(&self, job: &Job, (issuer, subject, name): (&str, &str, &str), needs: &mut Vec<Need>) {
+        let identity = identity_key(issuer, subject);
+        let ask = |key: String, needs: &mut Vec<Need>| {
+            // Counted once a job.
+            if !job.unique_keys.contains(&key) {
+                needs.push(Need::Unique(key));
+            }
+        };
+        match self.unique(&identity).filter(|_| job.unique_keys.contains(&identity)) {
+            None => ask(identity, needs),
+            Some(UniqueState::Known(Some(value)) | UniqueState::Flight(value)) => {
+                needs.push(Need::User(user_of(value)));
+            }
+            Some(_) if name_fits(name) => ask(name_key(name), needs),
+            Some(_) => {}
+        }
+    }
+
+    pub(super) fn judge_login(&mut self, to: Answered, (issuer, subject, name): (&str, &str, &str)) -> Judged {
+        let identity = identity_key(issuer, subject);
+        let known = self.unique(&identity).expect("the job was prepared");
+        if let UniqueState::Known(Some(value)) | UniqueState::Flight(value) = known {
+            let user_id = user_of(value);
+            let user = self.users.get(user_id).expect("the job was prepared");
+            let reply = if user.exists {
+                Reply::LoggedIn(UserName { user_id, name: user.name.as_ref().to_owned() })
+            } else {
+                // The identity names a user who is not there.
+                Reply::Refused(ErrorCode::Damaged)
+            };
+            self.attach(to, reply);
+            return Judged::Done;
+        }
+        if self.phase != super::Phase::Serving {
+            self.attach(to, Reply::Failed);
+            return Judged::Done;
+        }
+        if !self.has_room() {
+            return Judged::Stalled;
+        }
+        let user_id = match self.next_id(0) {
+            Ok(id) => UserId(id),
+            Err(refusal) => return self.without_id(to, refusal),
+        };
+        let key = name_key(name);
+        let free = name_fits(name) && self.unique(&key) == Some(UniqueState::Known(None));
+        let name = if free { name } else { "" };
+        self.write_unique(identity, user_id);
+        if free {
+            self.write_unique(key, user_id);
+        }
+        let row = UserRow { user_id, name: name.to_owned(), issuer: issuer.to_owned(), subject: subject.to_owned() };
+        self.gathering.bytes += issuer.len() + subject.len() + 2 * name.len();
+        self.gathering.commands += 1;
+        self.gathering.group.users.push(row);
+        let usage = Usage { group_no: self.gathering.group.no, touched: self.tick, ..Usage::default() };
+        self.users.insert(user_id, User { exists: true, inbox_head: 0, name: name.into(), usage });
+        self.attach(to, Reply::LoggedIn(UserName { user_id, name: name.to_owned() }));
+        Judged::Done
+    }
+
+    fn write_unique(&mut self, key: String, user_id: UserId) {
+        let value = u128::from(user_id.0);
+        self.uniques.get_mut(&key).expect("the job waits on it").state = UniqueState::Flight(value);
+        self.gathering.group.uniques.push((key, value));
+    }
+}
