@@ -30,7 +30,7 @@ pub mod flag {
 }
 
 /// Kind, flags and the bytes of a body.
-#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub struct Envelope {
     /// One of [`kind`], or one that this version does not know.
     pub kind: u16,

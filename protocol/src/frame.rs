@@ -48,7 +48,7 @@ pub enum ClientFrame {
 }
 
 /// Opens a session.
-#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hello {
     /// [`crate::limits::PROTOCOL_VERSION`].
@@ -251,7 +251,7 @@ pub struct Ping {
 }
 
 /// A new token.
-#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Renew {
     /// For the same user.
@@ -305,7 +305,7 @@ pub enum ServerFrame {
 }
 
 /// The session is open.
-#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 pub struct Welcome {
     /// Who one is.
     pub user_id: UserId,
@@ -525,7 +525,7 @@ pub struct Pong {
 }
 
 /// Connect again.
-#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 pub struct Reconnect {
     /// How long to wait; the server spreads these.
     pub delay_ms: u32,

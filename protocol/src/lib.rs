@@ -5,6 +5,7 @@
 pub mod body;
 pub mod check;
 pub mod close;
+mod discreet;
 pub mod error;
 pub mod event;
 pub mod frame;
