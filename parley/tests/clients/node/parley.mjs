@@ -42,9 +42,9 @@ export function addRange(ranges, from, to) {
 export class State {
   constructor(path) {
     this.path = path;
-    const empty = { mark: null, resume: null, user_id: null, name: "", refresh: false, chats: {}, own: {}, pending: [] };
+    const empty = { mark: null, resume: null, user_id: null, name: "", refresh: false };
     const kept = path && existsSync(path) ? JSON.parse(readFileSync(path, "utf8")) : {};
-    this.data = { ...empty, ...kept };
+    this.data = { ...empty, chats: {}, own: {}, pending: [], ...kept };
   }
 
   /** Replaces the file as a whole, so that a mark is never there without what came before it. */
@@ -84,7 +84,9 @@ export class Client {
     this.failures = 0;
     this.fresh = 0;
     this.unanswered = null; // the last error that names no command and no request
-    for (const frame of this.state.data.pending) this.keep(frame).catch((error) => this.log(`kept command: ${error.message}`));
+    for (const frame of this.state.data.pending) {
+      this.keep(frame).catch((error) => this.log(`kept command: ${error.message}`));
+    }
   }
 
   log(text) {
@@ -380,7 +382,9 @@ export class Client {
   /** Asks, and asks again on a new connection. Resolves with the answer. */
   request(frame) {
     const request = { ...frame, request_id: this.nextNumber++ };
-    const answer = new Promise((done, failed) => this.requests.set(request.request_id, { frame: request, done, failed }));
+    const answer = new Promise((done, failed) => {
+      this.requests.set(request.request_id, { frame: request, done, failed });
+    });
     if (this.open) this.write(request);
     return this.orEnd(answer);
   }
