@@ -12,8 +12,13 @@
 //! - the brain emitted `Abort` or `Seat`: no further call at all, from the next turn on.
 //!
 //! The outputs of a turn are carried out at its end, so in the turn in which a brain emits `Close`, `Abort`, `Seat` or
-//! `Pause`, data that was already read may still arrive for that connection: a brain ignores it. The exception is
-//! `Seat`: bytes that arrive after it follow the connection and are given to `handle_data` after `handle_seated`.
+//! `Pause`, data that was already read may still arrive for that connection, and in the turn of a `Seat` its end: a
+//! brain ignores them (after a `Pause` it takes them). Bytes that arrive after the turn of a `Seat` follow the
+//! connection and are given to `handle_data` after `handle_seated`. A seat for which the target shard has no room is
+//! dropped with its connection; the target's brain never hears of it.
+//!
+//! A connection in the lobby is received from in single steps; `Promote` takes it live on its shard, `handle_seated`
+//! is live from the start. Only a connection in the lobby can be given away by `Seat`.
 
 use crate::output::{ConnId, Outputs};
 use crate::time::Now;
@@ -50,7 +55,8 @@ pub trait Brain {
     /// Bytes arrived. They are in the shell's buffer and may be changed in place (unmasking); nothing outlives the call.
     fn handle_data(&mut self, now: Now, conn: ConnId, data: &mut [u8], out: &mut Outputs<Self::Mesh, Self::Seat>);
 
-    /// The kernel took `bytes` of what was queued for the connection; `queued` bytes are left.
+    /// The kernel took `bytes` of what was queued for the connection; `queued` bytes are left, without those that the
+    /// outputs of this turn will add. A brain that keeps an account subtracts `bytes`.
     fn handle_sent(
         &mut self,
         now: Now,

@@ -42,7 +42,8 @@ pub enum Output<M, S> {
     /// The connection stays on this shard for good, without a seat: move it out of the lobby into live mode.
     Promote(ConnId),
     /// Take the connection out of this shard and give its descriptor to another (or this) shard, with `seat`, which
-    /// holds any bytes already read. The connection ends here without a close event.
+    /// holds any bytes already read. The connection ends here without a close event. Only from the lobby: one that
+    /// was promoted or seated is aborted instead.
     Seat {
         /// The connection that leaves.
         conn: ConnId,

@@ -10,8 +10,6 @@ mod lobby;
 mod session;
 mod stream;
 mod streams;
-#[cfg(test)]
-mod tests;
 
 pub use session::{Out, Seat};
 

@@ -153,7 +153,8 @@ impl Stream {
         if after != self.position {
             return Page::Leave;
         }
-        if self.position > head || head - self.position > backlog_max {
+        // A page of nothing below the head is how the storage tier says that the backlog is too long for it.
+        if self.position > head || head - self.position > backlog_max || (to == after && head > after) {
             self.truncate_to(head);
             return Page::Truncate { mark: head };
         }

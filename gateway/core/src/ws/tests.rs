@@ -73,7 +73,7 @@ fn error_of(bytes: &[u8]) -> Option<FrameError> {
 #[test]
 fn violations_have_their_names() {
     let oversized = [&[0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 1][..], &[0; 4]].concat();
-    let empty = [frame(0x02, b""), vec![0x00, 0x80, 1, 2, 3, 4].repeat(usize::from(EMPTY_FRAGMENTS_MAX))].concat();
+    let empty = [frame(0x02, b""), [0x00, 0x80, 1, 2, 3, 4].repeat(usize::from(EMPTY_FRAGMENTS_MAX))].concat();
     let cases: [(&str, Vec<u8>, FrameError); 21] = [
         ("unmasked", vec![0x81, 0x01, b'a'], FrameError::Unmasked),
         ("RSV1", frame(0xc1, b"a"), FrameError::ReservedBits),
