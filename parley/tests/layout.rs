@@ -1,0 +1,360 @@
+//! The invariants of the layout: which room may depend on what, and what its sources may name. Reads
+//! `cargo metadata` and the sources; starts nothing else. A failure names the place and the rule.
+
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The rooms without IO, their folder, and all that they may name in `[dependencies]`: encodings and containers.
+const SANS_IO: &[(&str, &str, &[&str])] = &[
+    ("parley-protocol", "protocol", &["rkyv", "serde", "serde_json", "base64", "bytes", "crc32c"]),
+    ("parley-idgen", "idgen", &[]),
+    (
+        "gateway-core",
+        "gateway/core",
+        &["parley-protocol", "tungstenite", "httparse", "bytes", "slab", "hashbrown", "rkyv", "hmac", "sha2", "base64"],
+    ),
+    (
+        "storage-core",
+        "storage-writer/core",
+        &["parley-protocol", "parley-idgen", "rkyv", "hashbrown", "slab", "bytes", "crc32c"],
+    ),
+];
+
+/// What may not even be reached through others: runtimes, sockets, rings, threads, system calls, randomness.
+const DENIED: &[&str] = &[
+    "glommio",
+    "tokio",
+    "async-std",
+    "smol",
+    "mio",
+    "polling",
+    "io-uring",
+    "rustix",
+    "nix",
+    "socket2",
+    "crossbeam",
+    "crossbeam-channel",
+    "rayon",
+    "getrandom",
+    "rand",
+    "fastrand",
+    "chrono",
+    "time",
+    "jiff",
+    "fjall",
+    "tracing",
+];
+
+/// Exceptions to [`DENIED`]: (room, crate, the one crate that may pull it in, why).
+const TOLERATED: &[(&str, &str, &str, &str)] = &[
+    ("gateway-core", "rand", "tungstenite", "masks of tungstenite's client side, which the gateway never calls"),
+    ("gateway-core", "getrandom", "rand_core", "seeds that rand"),
+    ("gateway-core", "getrandom", "rand", "seeds that rand"),
+];
+
+/// Source text that a room without IO never has.
+const FORBIDDEN_WORDS: &[&str] = &[
+    "std::time::Instant",
+    "std::time::SystemTime",
+    "SystemTime::now",
+    "Instant::now",
+    "std::thread",
+    "thread::spawn",
+    "thread_local!",
+    "std::net",
+    "std::fs",
+    "std::process",
+    "std::env::",
+    "std::sync::Mutex",
+    "rand::",
+    "getrandom",
+];
+
+/// Sources that may hold `unsafe`, each block with its SAFETY comment: the ring driver, the mesh, and the one place where
+/// glommio takes a descriptor as a number.
+const UNSAFE_ALLOWED: &[&str] = &[
+    "gateway/src/host/executor.rs",
+    "gateway/src/plane/uring/",
+    "gateway/src/plane/uring.rs",
+    "gateway/src/mesh.rs",
+    "gateway/src/mesh/",
+];
+
+/// Files that may be longer than [`LINES_MAX`], each with a reason.
+const LONG_ALLOWED: &[(&str, &str)] = &[];
+const LINES_MAX: usize = 900;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("parley/ lies in the workspace").to_owned()
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Fails with all findings, one a line, under the rule that they break.
+#[track_caller]
+fn none(rule: &str, found: Vec<String>) {
+    assert!(found.is_empty(), "\n\n{rule}\n  {}\n", found.join("\n  "));
+}
+
+/// Every Rust source below `dir`, as paths from the root of the workspace, sorted.
+fn sources(dir: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join(dir)];
+    while let Some(dir) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(&dir) else { continue };
+        for entry in entries {
+            let path = entry.expect("the folder can be read").path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if path.is_dir() && !name.starts_with('.') && !["target", "node_modules", "data"].contains(&name.as_str()) {
+                open.push(path);
+            } else if name.ends_with(".rs") {
+                let from_root = path.strip_prefix(root()).expect("below the root");
+                found.push(from_root.to_string_lossy().into_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// The lines of a source outside comments and before its unit tests, with their numbers.
+fn code_lines(path: &str) -> Vec<(usize, String)> {
+    let text = read(&root().join(path));
+    let before_tests = text.split("\n#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let lines = before_tests.lines().enumerate();
+    lines.map(|(index, line)| (index + 1, line.split("//").next().unwrap_or_default().to_owned())).collect()
+}
+
+fn is_word(text: &str, word: &str) -> bool {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    text.match_indices(word).any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        let after = text[at + word.len()..].chars().next();
+        let ends_in_name = word.chars().next_back().is_some_and(is_name);
+        !before.is_some_and(is_name) && !(ends_in_name && after.is_some_and(is_name))
+    })
+}
+
+/// The packages of the workspace and the resolved graph of normal and build dependencies on this machine.
+struct Graph {
+    /// Package id -> name.
+    name_of: BTreeMap<String, String>,
+    /// Workspace package name -> names in its `[dependencies]`.
+    direct: BTreeMap<String, BTreeSet<String>>,
+    /// Package id -> ids it depends on, development dependencies left out.
+    edges: BTreeMap<String, Vec<String>>,
+}
+
+fn graph() -> Graph {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
+        .current_dir(root())
+        .output()
+        .expect("cargo starts");
+    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("metadata is JSON");
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let list = |value: &Value| value.as_array().expect("a list").clone();
+
+    let members: BTreeSet<String> = list(&metadata["workspace_members"]).iter().map(text).collect();
+    let mut graph = Graph { name_of: BTreeMap::new(), direct: BTreeMap::new(), edges: BTreeMap::new() };
+    for package in list(&metadata["packages"]) {
+        let (id, name) = (text(&package["id"]), text(&package["name"]));
+        if members.contains(&id) {
+            let normal = list(&package["dependencies"]).into_iter().filter(|of| of["kind"] != "dev");
+            graph.direct.insert(name.clone(), normal.map(|of| text(&of["name"])).collect());
+        }
+        graph.name_of.insert(id, name);
+    }
+    for node in list(&metadata["resolve"]["nodes"]) {
+        let not_dev = |of: &Value| list(&of["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
+        let targets = list(&node["deps"]).into_iter().filter(not_dev).map(|of| text(&of["pkg"])).collect();
+        graph.edges.insert(text(&node["id"]), targets);
+    }
+    graph
+}
+
+impl Graph {
+    /// (dependent, dependency) by name, for all that `package` reaches.
+    fn reached(&self, package: &str) -> BTreeSet<(String, String)> {
+        let start = self.name_of.iter().find(|(id, name)| *name == package && self.edges.contains_key(*id));
+        let mut open = vec![start.unwrap_or_else(|| panic!("no package {package}")).0.clone()];
+        let (mut seen, mut pairs) = (BTreeSet::new(), BTreeSet::new());
+        while let Some(id) = open.pop() {
+            for target in &self.edges[&id] {
+                pairs.insert((self.name_of[&id].clone(), self.name_of[target].clone()));
+                if seen.insert(target.clone()) {
+                    open.push(target.clone());
+                }
+            }
+        }
+        pairs
+    }
+}
+
+#[test]
+fn rooms_without_io_name_only_what_is_allowed() {
+    let graph = graph();
+    let mut found = Vec::new();
+    for (package, folder, allowed) in SANS_IO {
+        for name in &graph.direct[*package] {
+            if !allowed.contains(&name.as_str()) {
+                found.push(format!("{folder}/Cargo.toml names {name}"));
+            }
+        }
+    }
+    none("A room without IO may name only encodings and containers (SANS_IO in this file):", found);
+}
+
+#[test]
+fn rooms_without_io_reach_no_runtime_socket_thread_or_randomness() {
+    let graph = graph();
+    let mut found = Vec::new();
+    for (package, ..) in SANS_IO {
+        for (by, name) in graph.reached(package) {
+            let tolerated =
+                TOLERATED.iter().any(|(room, krate, through, _)| room == package && *krate == name && *through == by);
+            if DENIED.contains(&name.as_str()) && !tolerated {
+                found.push(format!("{package} reaches {name} through {by}"));
+            }
+        }
+    }
+    none("A room without IO reaches no runtime, socket, thread or random source, not even through others:", found);
+}
+
+#[test]
+fn rooms_without_io_forbid_unsafe() {
+    let mut found = Vec::new();
+    for (_, folder, _) in SANS_IO {
+        let path = format!("{folder}/src/lib.rs");
+        if !code_lines(&path).iter().any(|(_, line)| line.trim() == "#![forbid(unsafe_code)]") {
+            found.push(path);
+        }
+    }
+    none("A room without IO says #![forbid(unsafe_code)] in its lib.rs:", found);
+}
+
+#[test]
+fn rooms_without_io_name_no_clock_thread_socket_or_randomness() {
+    let mut found = Vec::new();
+    for (_, folder, _) in SANS_IO {
+        for path in sources(&format!("{folder}/src")) {
+            for (number, line) in code_lines(&path) {
+                for word in FORBIDDEN_WORDS.iter().filter(|word| is_word(&line, word)) {
+                    found.push(format!("{path}:{number}: {word}"));
+                }
+                // `use std::time::{Duration, Instant}` and the like.
+                let imports = line.contains("use std::") && ["Instant", "SystemTime"].iter().any(|w| is_word(&line, w));
+                if imports {
+                    found.push(format!("{path}:{number}: {}", line.trim()));
+                }
+            }
+        }
+    }
+    none("Time and randomness are arguments; a room without IO names no clock, thread, socket or file:", found);
+}
+
+#[test]
+fn unsafe_lives_in_named_modules_of_the_gateway_shell() {
+    let mut found = Vec::new();
+    for path in sources("") {
+        let allowed = UNSAFE_ALLOWED.iter().any(|prefix| path.starts_with(prefix));
+        // This file has the word in its texts.
+        if allowed || path == "parley/tests/layout.rs" {
+            continue;
+        }
+        for (number, line) in code_lines(&path) {
+            if is_word(&line, "unsafe") {
+                found.push(format!("{path}:{number}: {}", line.trim()));
+            }
+        }
+    }
+    none("`unsafe` lives in a few named modules of the gateway shell only (UNSAFE_ALLOWED):", found);
+}
+
+#[test]
+fn only_binaries_choose_the_allocator() {
+    let graph = graph();
+    let binaries = ["parley", "perf"];
+    let mut found = Vec::new();
+    for (package, direct) in &graph.direct {
+        if direct.contains("mimalloc") && !binaries.contains(&package.as_str()) {
+            found.push(format!("{package} names mimalloc"));
+        }
+    }
+    for path in sources("") {
+        let of_binary = ["parley/src/main.rs", "perf/src/main.rs", "perf/src/bin/", "perf/benches/"];
+        let allowed = of_binary.iter().any(|prefix| path.starts_with(prefix)) || path == "parley/tests/layout.rs";
+        for (number, line) in code_lines(&path) {
+            if !allowed && line.contains("global_allocator") {
+                found.push(format!("{path}:{number}"));
+            }
+        }
+    }
+    none("Only binaries choose the allocator:", found);
+}
+
+#[test]
+fn every_file_says_first_what_lives_there_and_fits_a_head() {
+    let (mut headless, mut long) = (Vec::new(), Vec::new());
+    for path in sources("") {
+        let text = read(&root().join(&path));
+        let first = text.lines().next().unwrap_or_default();
+        if !first.starts_with("//! ") || first.len() < 20 {
+            headless.push(format!("{path}:1: {first:?}"));
+        }
+        let lines = text.lines().count();
+        if lines > LINES_MAX && !LONG_ALLOWED.iter().any(|(allowed, _)| *allowed == path) {
+            long.push(format!("{path}: {lines} lines"));
+        }
+    }
+    none("A source begins with `//! ` and what lives there:", headless);
+    none("A file is a room: split it, or list it in LONG_ALLOWED with a reason:", long);
+}
+
+#[test]
+fn every_workspace_dependency_says_why() {
+    let text = read(&root().join("Cargo.toml"));
+    let table =
+        text.split("[workspace.dependencies]").nth(1).expect("the table").split("\n[").next().unwrap_or_default();
+    let entries = table.lines().filter(|line| line.contains(" = ") && !line.starts_with('#'));
+    let rooms_aside = entries.filter(|line| !line.contains("path = "));
+    let silent = rooms_aside.filter(|line| line.split_once(" # ").is_none_or(|(_, why)| why.trim().len() < 8));
+    none("Each dependency has a word on why it is here:", silent.map(str::to_owned).collect());
+}
+
+#[test]
+fn versions_stand_once() {
+    let mut found = Vec::new();
+    for folder in [
+        "protocol",
+        "idgen",
+        "config",
+        "gateway",
+        "gateway/core",
+        "storage-writer",
+        "storage-writer/core",
+        "parley",
+        "perf",
+    ] {
+        let path = format!("{folder}/Cargo.toml");
+        let text = read(&root().join(&path));
+        let mut in_dependencies = false;
+        for (index, line) in text.lines().enumerate() {
+            if line.starts_with('[') {
+                in_dependencies = line.contains("dependencies");
+            } else if in_dependencies
+                && line.contains('=')
+                && !line.starts_with('#')
+                && !line.contains("workspace = true")
+            {
+                found.push(format!("{path}:{}: {line}", index + 1));
+            }
+        }
+    }
+    none("Versions stand once, in the workspace table:", found);
+}
