@@ -1,0 +1,3 @@
+//! The engines that make groups durable.
+
+pub mod embedded;
