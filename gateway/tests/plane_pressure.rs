@@ -3,7 +3,7 @@
 mod plane_support;
 
 use gateway::echo;
-use gateway::plane::{Exit, Options};
+use gateway::plane::{BufferOptions, DriverChoice, Exit, Options};
 use plane_support::{DRIVERS, connect, on_both_drivers, options, tcp};
 use std::io::Read;
 use std::net::TcpStream;
@@ -76,6 +76,29 @@ fn a_full_shard_takes_the_next_when_one_leaves() {
         assert_eq!(next.read().expect("an echo"), Message::text("in"));
         assert!(server.counters()[0].accept_pauses.get() > 0);
         drop((clients, next));
+        server.drain(Duration::from_secs(20));
+        assert_eq!(server.join(), Exit::Drained, "{driver:?}");
+    }
+}
+
+#[test]
+fn more_data_than_receive_buffers_waits_for_its_turn() {
+    for driver in DRIVERS {
+        let buffers = BufferOptions { count: 2, bytes: 1024 };
+        let server = echo::serve(Options { buffers, ..options(driver, 1) }).expect("starts");
+        let mut clients: Vec<_> = (0..30).map(|_| connect(&server)).collect();
+        let message = |n: usize| Message::binary(vec![n as u8; 20_000]);
+        for round in 0..3 {
+            for (n, client) in clients.iter_mut().enumerate() {
+                client.send(message(n + round)).expect("sends");
+            }
+            for (n, client) in clients.iter_mut().enumerate() {
+                assert_eq!(client.read().expect("an echo"), message(n + round));
+            }
+        }
+        let starved = server.counters()[0].enobufs.get();
+        assert_eq!(starved > 0, driver == DriverChoice::Uring, "only the ring driver shares buffers");
+        drop(clients);
         server.drain(Duration::from_secs(20));
         assert_eq!(server.join(), Exit::Drained, "{driver:?}");
     }

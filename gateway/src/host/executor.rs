@@ -74,7 +74,10 @@ async fn turn<B: Brain>(mut shard: Shard<B, Uring>, wake: OwnedFd) -> io::Result
                     continue;
                 }
                 if shard.arm() {
-                    wake.read_at(0, 8).await?;
+                    match wake.read_at(0, 8).await.map_err(io::Error::from) {
+                        Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                        _ => {}
+                    }
                     shard.disarm();
                 }
                 shard.driver.unpark();

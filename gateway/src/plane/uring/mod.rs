@@ -476,14 +476,15 @@ impl Uring {
             return;
         }
         // Operations that are queued but not submitted name the plain descriptor: then next time.
-        if entry.wants_live && !entry.is_busy() {
-            if let Some(fd) = &entry.fd {
-                if let Err(error) = self.ring.install(conn.slot, fd.as_raw_fd()) {
-                    tracing::error!(%error, "cannot take a connection live");
-                    return self.fail(conn, sink);
-                }
-                entry.fd = None;
+        if entry.wants_live
+            && !entry.is_busy()
+            && let Some(fd) = &entry.fd
+        {
+            if let Err(error) = self.ring.install(conn.slot, fd.as_raw_fd()) {
+                tracing::error!(%error, "cannot take a connection live");
+                return self.fail(conn, sink);
             }
+            entry.fd = None;
         }
         entry.receiving = true;
         let receive = match &entry.fd {
