@@ -146,7 +146,8 @@ hex_id!(DeviceId, "a device id: 32 lower-case hex digits");
 /// A chat. Text: 32 lower-case hex digits.
 ///
 /// The two top bits are a tag. `01`: a direct chat, then the smaller and the larger user id, 63 bits each; whoever
-/// starts it computes the same id, without a lookup. `10`: a group, with a Snowflake in the low 63 bits and zeros between.
+/// starts it computes the same id, without a lookup. `10`: a group, with a Snowflake in the low 63 bits and zeros
+/// between.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Clone, Copy))]
 pub struct ChatId(

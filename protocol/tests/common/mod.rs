@@ -25,7 +25,8 @@ variants!(SERVER_NAMES, server_name, ServerFrame: Welcome Sent Error Event Own R
     HistoryPage MemberPage Users Pong Reconnect Renewed);
 variants!(BODY_NAMES, body_name, Body: Message Edit Delete Reaction Membership Title Unknown);
 variants!(CHANGE_NAMES, change_name, Change: Add Remove Role Rename Leave);
-variants!(ASK_NAMES, ask_name, Ask: Open LoadChat Command Marks Mute Inbox History Chats Members Login Resolve Profiles);
+variants!(ASK_NAMES, ask_name, Ask: Open LoadChat Command Marks Mute Inbox History Chats Members Login Resolve
+    Profiles);
 variants!(ACTION_NAMES, action_name, Action: Send Create Change);
 variants!(REPLY_NAMES, reply_name, Reply: Opened Chat Durable Duplicate Refused Failed Fenced Marked Inbox History Chats
     Members LoggedIn Users);
