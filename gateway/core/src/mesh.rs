@@ -181,6 +181,11 @@ impl Credits {
         *open -= 1;
     }
 
+    /// Whether one is left.
+    pub fn is_free(&self, shard: u16) -> bool {
+        self.open[shard as usize] < self.max
+    }
+
     /// Open requests to a shard.
     pub fn open(&self, shard: u16) -> u32 {
         self.open[shard as usize]

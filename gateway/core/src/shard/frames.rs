@@ -375,11 +375,12 @@ impl Shard {
     /// A credit of a shard came back: the session that waits longest may go on.
     pub(super) fn credit_back(&mut self, now: Now, shard: u16, out: &mut Out) {
         self.credits.give(shard);
-        while let Some(conn) = self.waiting[shard as usize].pop_front() {
+        // Whoever is woken may turn out to need something else: the credit is offered on until it is taken.
+        while self.credits.is_free(shard) {
+            let Some(conn) = self.waiting[shard as usize].pop_front() else { return };
             let waits = self.session(conn).and_then(|session| session.parked.as_ref()).map(|parked| parked.wait);
             if waits == Some(Wait::Credit(shard)) {
                 self.unpark(now, conn, out);
-                return;
             }
         }
     }
@@ -389,9 +390,7 @@ impl Shard {
         let room = self.options.outbox_bytes_max / 2;
         let Some(session) = self.session(conn) else { return };
         session.queued = queued;
-        if bytes > 0 {
-            session.taken_ms = now.mono_ms;
-        }
+        session.took |= bytes > 0;
         if queued > room || session.closing {
             return;
         }
@@ -459,8 +458,12 @@ impl Shard {
         if session.parked.is_some() {
             session.heard_ms = now.mono_ms;
         }
+        // A stall is counted from the first look that found bytes waiting and none taken since the look before.
+        let moves = session.queued == 0 || std::mem::take(&mut session.took);
+        let stalled_since = (!moves).then(|| session.stalled_since_ms.unwrap_or(now.mono_ms));
+        session.stalled_since_ms = stalled_since;
         let silent_at = session.heard_ms + silent_ms;
-        let stalled_at = if session.queued > 0 { session.taken_ms + stalled_ms } else { u64::MAX };
+        let stalled_at = stalled_since.unwrap_or(now.mono_ms) + stalled_ms;
         let expired_at = session.token_expires_at_ms.saturating_add(grace_ms);
         if now.mono_ms >= stalled_at {
             self.stats.closed_stalled_total += 1;
@@ -473,13 +476,8 @@ impl Shard {
         if now.unix_ms >= expired_at {
             return self.close(conn, close::TOKEN_EXPIRED, "token expired", out);
         }
-        let expires_in = (expired_at - now.unix_ms).max(1);
-        // A reader that stalls is noticed at the latest one look after it does.
-        let next = (silent_at - now.mono_ms).min(stalled_ms).min(expires_in);
-        if session.queued == 0 {
-            session.taken_ms = now.mono_ms;
-        }
-        self.timers.arm(now.mono_ms + next, Timer::Watch(conn));
+        let next = silent_at.min(stalled_at) - now.mono_ms;
+        self.timers.arm(now.mono_ms + next.min(expired_at - now.unix_ms).max(1), Timer::Watch(conn));
     }
 
     pub(super) fn watch_first(&mut self, now: Now, session: &Session) {

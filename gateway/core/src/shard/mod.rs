@@ -337,7 +337,7 @@ impl Brain for Shard {
     }
 
     fn handle_closed(&mut self, now: Now, conn: ConnId, out: &mut Out) {
-        self.forget(now, conn, out);
+        self.forget(conn);
         self.settle(now, out);
     }
 

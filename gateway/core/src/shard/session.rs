@@ -114,9 +114,12 @@ pub(crate) struct Session {
     pub(crate) stream: Stream,
     /// Bytes given to the shell and not yet taken by the kernel.
     pub(crate) queued: usize,
-    /// When the client last sent, and last took, something.
+    /// When the client last sent something.
     pub(crate) heard_ms: u64,
-    pub(crate) taken_ms: u64,
+    /// It took something since the last look.
+    pub(crate) took: bool,
+    /// Since when bytes wait and nothing is taken.
+    pub(crate) stalled_since_ms: Option<u64>,
     pub(crate) token_expires_at_ms: u64,
     pub(crate) rate: Rate,
     pub(crate) parked: Option<Box<Parked>>,

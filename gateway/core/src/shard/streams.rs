@@ -41,7 +41,8 @@ impl Shard {
             stream: Stream::new(if seat.acting { Some(0) } else { seat.mark }),
             queued: 0,
             heard_ms: now.mono_ms,
-            taken_ms: now.mono_ms,
+            took: false,
+            stalled_since_ms: None,
             token_expires_at_ms: seat.token_expires_at_ms,
             rate: Rate::new(now.mono_ms, self.options.rate_burst),
             parked: None,
@@ -138,7 +139,7 @@ impl Shard {
     }
 
     /// A connection is gone.
-    pub(super) fn forget(&mut self, now: Now, conn: ConnId, out: &mut Out) {
+    pub(super) fn forget(&mut self, conn: ConnId) {
         if self.lobby(conn).is_some() {
             self.conns[conn.slot as usize] = Conn::Free;
             self.lobby_count -= 1;
@@ -146,7 +147,6 @@ impl Shard {
         }
         let Some(session) = self.session(conn) else { return };
         let user_id = session.user_id;
-        let parked = session.parked.take();
         for chat_id in std::mem::take(&mut session.subscriptions) {
             self.drop_subscriber(conn, chat_id);
         }
@@ -157,12 +157,6 @@ impl Shard {
             if home.sessions.is_empty() {
                 self.users.remove(&user_id);
             }
-        }
-        // Whoever waits for the same credit behind it is not forgotten with it.
-        if let Some(super::session::Wait::Credit(shard)) = parked.map(|parked| parked.wait)
-            && self.credits.take(shard)
-        {
-            self.credit_back(now, shard, out);
         }
     }
 
