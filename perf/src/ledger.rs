@@ -188,6 +188,12 @@ impl Ledger {
         (0..).zip(self.chunks.iter().flatten())
     }
 
+    /// When those messages were to be sent that neither arrived nor were refused: the slowest of all.
+    pub(crate) fn undelivered(&self) -> impl Iterator<Item = u64> {
+        let missing = |entry: &Entry| entry.flags & (DELIVERED | REFUSED) == 0;
+        self.entries().filter(move |(_, entry)| missing(entry)).map(|(_, entry)| entry.sent_at_ns)
+    }
+
     /// What is missing at the end, and whether places in the log are dense and given once.
     pub(crate) fn audit(&self) -> Audit {
         let mut audit = Audit::default();
@@ -273,6 +279,7 @@ mod tests {
         ledger.acked(0, second, 2);
         assert_eq!(ledger.audit(), Audit { lost: 1, ..CLEAN });
         assert_eq!(ledger.open(), 1);
+        assert_eq!(ledger.undelivered().collect::<Vec<_>>(), [200]);
     }
 
     #[test]

@@ -87,7 +87,7 @@ struct DirectArgs {
     #[arg(long, default_value_t = 128, value_name = "BYTES")]
     payload: usize,
     /// A delivered mark goes out when its oldest message is this old ...
-    #[arg(long, default_value_t = 500, value_name = "MS")]
+    #[arg(long, default_value_t = 1_000, value_name = "MS")]
     marks_interval_ms: u32,
     /// ... or when this many messages have none. 0 sends no delivered marks.
     #[arg(long, default_value_t = 32, value_name = "MESSAGES")]

@@ -20,6 +20,8 @@ use std::{io, mem};
 const OUT_BYTES_MAX: usize = 4 << 20;
 /// Head of the answer to an upgrade.
 const UPGRADE_BYTES_MAX: usize = 16 << 10;
+/// How long servers may take to close after a goodbye.
+const GOODBYE_NS: u64 = 2_000_000_000;
 const READ_BYTES: usize = 64 << 10;
 /// Sockets served per turn at most.
 const EVENTS_MAX: usize = 1024;
@@ -313,7 +315,10 @@ impl Net {
         let wire = &mut self.wires.list[conn as usize];
         if wire.state != State::Closed {
             wire.state = State::Closed;
-            wire.socket = None;
+            if let Some(socket) = wire.socket.take() {
+                // Best effort: without it the port stays in TIME_WAIT where the server did not close first.
+                let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
+            }
             wire.out = Vec::new();
             wire.written = 0;
             self.partial[conn as usize] = Vec::new();
@@ -321,17 +326,47 @@ impl Net {
         }
     }
 
-    /// Says goodbye on every open connection (close code 1000) and closes all.
-    pub(crate) fn shut(mut self) {
+    /// Says goodbye on every open connection (close code 1000), lets the server close for a moment, and resets the
+    /// rest: thousands of ports in TIME_WAIT would make the connects of the next run slow.
+    pub(crate) fn shut(mut self) -> io::Result<()> {
         let mut goodbye = Vec::new();
         frame::write_frame(Op::Close, [0; 4], &1000_u16.to_be_bytes(), &mut goodbye);
-        for wire in &mut self.wires.list {
-            if let (State::Open, Some(socket)) = (wire.state, &wire.socket) {
-                // The server sees an end of file if this does not fit: no harm.
-                let _ = rustix::net::send(socket, &goodbye, SendFlags::NOSIGNAL);
+        let mut leaving = Leaving { open: 0 };
+        for conn in 0..self.wires.list.len() as u32 {
+            if self.wires.is_open(conn)
+                && let Some(out) = self.wires.out(conn)
+            {
+                out.extend_from_slice(&goodbye);
+                leaving.open += 1;
             }
-            wire.socket = None;
         }
+        let until_ns = self.clock.now_ns() + GOODBYE_NS;
+        while leaving.open > 0 && self.clock.now_ns() < until_ns {
+            if self.turn(&mut leaving)? == 0 {
+                self.wait(Duration::from_millis(1))?;
+            }
+        }
+        for wire in &mut self.wires.list {
+            if let Some(socket) = wire.socket.take() {
+                sockopt::set_socket_linger(&socket, Some(Duration::ZERO))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Counts those who are not gone yet.
+struct Leaving {
+    open: usize,
+}
+
+impl Handler for Leaving {
+    fn opened(&mut self, _conn: u32, _wires: &mut Wires) {}
+
+    fn message(&mut self, _conn: u32, _payload: &[u8], _now_ns: u64, _wires: &mut Wires) {}
+
+    fn closed(&mut self, _conn: u32, _why: Closed) {
+        self.open = self.open.saturating_sub(1);
     }
 }
 
