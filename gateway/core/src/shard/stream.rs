@@ -13,6 +13,8 @@ pub(crate) struct Stream {
     marked: Option<u64>,
     /// The device presented no mark: the position is not known before the head is.
     fresh: bool,
+    /// A page was judged, so the head is known: before that a mark would claim that the device has caught up.
+    judged: bool,
     /// A page is being read.
     reading: bool,
     /// Read once more when that page is there: something may have been missed meanwhile.
@@ -56,7 +58,16 @@ pub(crate) enum Page {
 impl Stream {
     pub(crate) fn new(mark: Option<u64>) -> Self {
         let position = mark.unwrap_or(0);
-        Self { position, marked: None, fresh: mark.is_none(), reading: false, again: false, behind: false, held: None }
+        Self {
+            position,
+            marked: None,
+            fresh: mark.is_none(),
+            judged: false,
+            reading: false,
+            again: false,
+            behind: false,
+            held: None,
+        }
     }
 
     pub(crate) fn position(&self) -> u64 {
@@ -145,6 +156,7 @@ impl Stream {
     /// A page of (after, to] came, with the head that was read before it.
     pub(crate) fn take_page(&mut self, after: u64, to: u64, head: u64, backlog_max: u64) -> Page {
         self.reading = false;
+        self.judged = true;
         if self.fresh {
             self.fresh = false;
             self.truncate_to(head);
@@ -193,7 +205,7 @@ impl Stream {
 
     /// A mark is due.
     pub(crate) fn is_unmarked(&self) -> bool {
-        !self.fresh && self.marked != Some(self.position)
+        self.judged && !self.fresh && self.marked != Some(self.position)
     }
 }
 
@@ -215,6 +227,10 @@ mod tests {
     #[test]
     fn an_item_out_of_order_waits_and_comes_once() {
         let mut stream = Stream::new(Some(4));
+        assert!(stream.begin_read());
+        assert_eq!(stream.unmarked(), None, "the head is not known yet");
+        assert_eq!(stream.take_page(4, 4, 4, 100), Page::Take);
+        assert_eq!(stream.unmarked(), Some(4), "caught up is said once");
         assert_eq!(stream.offer(6, &fan(6), true, 8), Offer::Held { first: true });
         assert_eq!(stream.offer(6, &fan(6), true, 8), Offer::Stale);
         assert_eq!(stream.offer(5, &fan(5), true, 8), Offer::Send);

@@ -1,7 +1,7 @@
 //! Shards, a writer and a store in memory on one thread, with time that the test moves: the shipping cores, wired as the
 //! shells wire them, without a socket. Messages on the mesh and the link can be held back, lost or cut by a test.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use gateway_core::authority::{Authority, Identity, Ticket};
 use gateway_core::brain::{Brain, MeshClass, MeshMessage};
@@ -111,14 +111,14 @@ impl World {
             next_client: 1,
             next_link: 1,
             writer: Writer::new(writer_options.clone()),
-            model: Model::new(),
+            model: Model::default(),
             writer_options,
             link_inputs: BTreeMap::new(),
             writer_stopped: false,
             next_msg: 1,
         };
         world.add_gateway(options);
-        world.settle();
+        world.sleep(50);
         world
     }
 
@@ -145,7 +145,7 @@ impl World {
     /// The writer process dies and starts again on what the store has.
     pub fn restart_writer(&mut self) {
         self.writer = Writer::new(self.writer_options.clone());
-        self.model.reopen();
+        self.model = Model::open(std::mem::take(&mut self.model.state));
         for (_, (gateway, shard, _)) in std::mem::take(&mut self.link_inputs) {
             self.gateways[gateway].links[shard as usize] = None;
             self.brain(gateway, shard, |shard, now, out| shard.handle_link_down(now, out));
@@ -244,6 +244,10 @@ impl World {
     fn brain(&mut self, gateway: usize, shard: u16, call: impl FnOnce(&mut Shard, Now, &mut Out)) {
         let mut out = Out::default();
         call(&mut self.gateways[gateway].shards[shard as usize], self.now, &mut out);
+        self.carry_out(gateway, shard, out);
+    }
+
+    fn carry_out(&mut self, gateway: usize, shard: u16, mut out: Out) {
         let mut room = self.gateways[gateway].fanout_room;
         let mut refused = Vec::new();
         let mut sent = Vec::new();
@@ -389,7 +393,7 @@ impl World {
                     inbox_fanout_members_max: self.writer_options.inbox_fanout_members_max,
                     sync_backlog_max: self.writer_options.sync_backlog_max,
                 };
-                let reply = reads::answer(&self.model.view(), &options, &ask);
+                let reply = reads::answer(&self.model.state, &options, &ask);
                 self.to_gateway(link, &ToGateway::Answer(Answer { no, reply }));
             }
             Action::Close { link } => {
