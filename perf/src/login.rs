@@ -103,7 +103,7 @@ pub(crate) fn login(
             net.connect().map_err(|error| format!("connection {started}: {error}"))?;
             started += 1;
         }
-        let ready = net.turn(&mut login).map_err(|error| format!("epoll: {error}"))?;
+        let ready = net.turn(&mut login).map_err(|error| error.to_string())?;
         if let Some(failure) = login.failure {
             return Err(failure);
         }

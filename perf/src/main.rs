@@ -14,7 +14,7 @@ mod tokens;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cpu::{Probe, Probes};
 use direct::{Loop, MarkOptions, Settings};
-use net::Url;
+use net::{Stop, Url};
 use parley_protocol::wire::Encoding;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -107,9 +107,9 @@ struct DirectArgs {
     /// Shards of the spawned gateway; 0: one per core.
     #[arg(long, default_value_t = 0)]
     shards: u16,
-    /// Configuration file of the spawned gateway.
-    #[arg(long, value_name = "FILE", requires = "spawn")]
-    gateway_config: Option<PathBuf>,
+    /// A directory with a gateway.toml or a storage-writer.toml for the spawned servers.
+    #[arg(long, value_name = "DIR", requires = "spawn")]
+    config: Option<PathBuf>,
     /// Address of a running gateway.
     #[arg(long, default_value = "ws://127.0.0.1:7400/ws")]
     url: String,
@@ -170,7 +170,7 @@ impl DirectArgs {
         .to_owned()
     }
 
-    fn settings(&self, url: Url, driver: String, probes: Probes) -> Result<Settings, String> {
+    fn settings(&self, url: Url, driver: String, probes: Probes, stop: Stop) -> Result<Settings, String> {
         let load = match (self.rate, self.window) {
             (Some(rate), _) => Loop::Open { rate: u64::from(rate) },
             (None, Some(window)) => Loop::Closed { window },
@@ -204,11 +204,13 @@ impl DirectArgs {
             verify_history: self.verify_history,
             driver,
             probes,
+            stop,
         })
     }
 
     fn run(&self) -> Result<report::Report, String> {
         self.check()?;
+        let stop = stop_on_signals()?;
         // Without it every short sleep is 50 us longer.
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1_000));
         if self.spawn {
@@ -216,18 +218,30 @@ impl DirectArgs {
                 driver: self.driver(),
                 shards: self.shards,
                 data: self.data.clone(),
-                config: self.gateway_config.clone(),
+                config: self.config.clone(),
             };
             let servers = spawn::Servers::start(&options)?;
             let tokens = tokens::Tokens::load(&servers.data)?;
-            let settings = self.settings(Url::parse(&servers.url)?, servers.driver.clone(), servers.probes())?;
+            let settings = self.settings(Url::parse(&servers.url)?, servers.driver.clone(), servers.probes(), stop)?;
             return direct::run(&settings, &tokens);
         }
         let tokens = tokens::Tokens::load(&self.data.clone().unwrap_or_else(|| PathBuf::from("data")))?;
         let probe = |pid: Option<u32>| pid.map(|pid| Probe { pid });
         let probes = Probes { gateway: probe(self.gateway_pid), writer: probe(self.writer_pid) };
-        direct::run(&self.settings(Url::parse(&self.url)?, self.driver(), probes)?, &tokens)
+        direct::run(&self.settings(Url::parse(&self.url)?, self.driver(), probes, stop)?, &tokens)
     }
+}
+
+/// The first SIGTERM or Ctrl-C ends the run and the servers that it started, the second one this process at once.
+fn stop_on_signals() -> Result<Stop, String> {
+    let stop = Stop::default();
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        // In this order: the handler that ends must see the flag as it was before the signal.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .map_err(|error| format!("cannot handle signals: {error}"))?;
+    }
+    Ok(stop)
 }
 
 fn main() -> ExitCode {

@@ -66,6 +66,9 @@ impl Servers {
         };
         let mut common: Vec<OsString> = vec!["--data".into(), data.clone().into(), "--admin".into()];
         common.push("127.0.0.1:0".into());
+        if let Some(config) = &options.config {
+            common.extend(["--config".into(), config.into()]);
+        }
         let mut writer_args = vec![OsString::from("storage-writer")];
         writer_args.extend(common.iter().cloned());
         let (writer, _) = Server::start(&program, "storage-writer", &writer_args, &data)?;
@@ -76,9 +79,6 @@ impl Servers {
         }
         if options.shards > 0 {
             gateway_args.extend(["--shards".into(), options.shards.to_string().into()]);
-        }
-        if let Some(config) = &options.config {
-            gateway_args.extend(["--config".into(), config.into()]);
         }
         let (gateway, said) = Server::start(&program, "gateway", &gateway_args, &data)?;
         let url = find_url(&said).ok_or_else(|| format!("the gateway's ready line has no ws:// address: {said:?}"))?;

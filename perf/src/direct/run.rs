@@ -4,7 +4,7 @@ use super::{Direct, Load, MarkOptions, verify::verify};
 use crate::cpu::{Meter, Probes};
 use crate::frames::Encoder;
 use crate::login::{self, login};
-use crate::net::{Clock, Net, Url};
+use crate::net::{Clock, Net, Stop, Url};
 use crate::report::{Cpu, Extra, Measures, Report, Window, percentile_ms};
 use crate::schedule::Schedule;
 use crate::tokens::Tokens;
@@ -46,12 +46,14 @@ pub(crate) struct Settings {
     pub(crate) verify_history: bool,
     pub(crate) driver: String,
     pub(crate) probes: Probes,
+    pub(crate) stop: Stop,
 }
 
 /// Runs it, and says what came out.
 pub(crate) fn run(settings: &Settings, tokens: &Tokens) -> Result<Report, String> {
     let clock = Clock::start();
-    let mut net = Net::new(clock, settings.url.clone(), settings.encoding).map_err(|error| error.to_string())?;
+    let mut net = Net::new(clock, settings.url.clone(), settings.encoding, settings.stop.clone())
+        .map_err(|error| error.to_string())?;
     let encoder = Encoder::new(settings.encoding, settings.payload_bytes, MASK);
     let options = login::Options {
         users: settings.users,
@@ -105,7 +107,7 @@ pub(crate) fn run(settings: &Settings, tokens: &Tokens) -> Result<Report, String
 /// The loop: send what is due, serve what is ready, wait for the earlier of both. Ends when all that was sent is
 /// settled, or the drain time is over.
 fn drive(net: &mut Net, direct: &mut Direct<'_>, settings: &Settings, end_ns: u64) -> Result<Cpu, String> {
-    let io = |error: std::io::Error| format!("epoll: {error}");
+    let io = |error: std::io::Error| error.to_string();
     let mut meter = Meter::new(settings.probes, direct.measures.window);
     let mut progress = Progress::new(net.clock.now_ns());
     let mut stopped = false;

@@ -3,7 +3,7 @@
 use super::MarkOptions;
 use super::run::{Loop, Settings, run};
 use crate::cpu::Probes;
-use crate::net::Url;
+use crate::net::{Stop, Url};
 use crate::report::Report;
 use crate::tokens::Tokens;
 use parley_protocol::frame::{HistoryPage, Sent, Welcome};
@@ -176,6 +176,7 @@ fn settings(address: std::net::SocketAddr, load: Loop, encoding: Encoding) -> Se
         verify_history: true,
         driver: "none".to_owned(),
         probes: Probes::default(),
+        stop: Stop::default(),
     }
 }
 
@@ -257,6 +258,15 @@ fn a_dropped_connection_is_reported_with_what_it_lost() {
     let (report, ..) = report(Fault::HangsUp, OPEN, Encoding::Rkyv);
     assert_eq!(report.disconnected, 1);
     assert!(report.lost >= 1 && report.history_missing == Some(0));
+}
+
+#[test]
+fn a_run_that_is_stopped_is_an_error() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let settings = settings(listener.local_addr().unwrap(), OPEN, Encoding::Rkyv);
+    settings.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let error = run(&settings, &Tokens::new(&[1; 32], "test")).unwrap_err();
+    assert!(error.contains("stopped"), "{error}");
 }
 
 #[test]

@@ -124,7 +124,7 @@ pub(crate) fn verify(
     verify.start(&mut net.wires);
     let (mut pages, mut moved_ns) = (0, net.clock.now_ns());
     while verify.reading > 0 {
-        if net.turn(&mut verify).map_err(|error| format!("epoll: {error}"))? == 0 {
+        if net.turn(&mut verify).map_err(|error| error.to_string())? == 0 {
             net.wait(Duration::from_millis(1)).map_err(|error| format!("poll: {error}"))?;
         }
         let now_ns = net.clock.now_ns();

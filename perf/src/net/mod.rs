@@ -13,6 +13,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, sockopt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
@@ -29,6 +31,9 @@ const EVENTS_MAX: usize = 1024;
 /// The key of the RFC's own example (section 1.3) and the answer to it: a load generator needs no nonce.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// Set from outside to end a run early.
+pub(crate) type Stop = Arc<AtomicBool>;
 
 /// Nanoseconds since the generator began.
 #[derive(Clone, Copy, Debug)]
@@ -149,10 +154,11 @@ pub(crate) struct Net {
     buffer: Box<[u8]>,
     url: Url,
     encoding: Encoding,
+    stop: Stop,
 }
 
 impl Net {
-    pub(crate) fn new(clock: Clock, url: Url, encoding: Encoding) -> io::Result<Self> {
+    pub(crate) fn new(clock: Clock, url: Url, encoding: Encoding, stop: Stop) -> io::Result<Self> {
         Ok(Self {
             clock,
             wires: Wires { list: Vec::new(), dirty: Vec::new() },
@@ -162,6 +168,7 @@ impl Net {
             buffer: vec![0; READ_BYTES].into_boxed_slice(),
             url,
             encoding,
+            stop,
         })
     }
 
@@ -192,8 +199,12 @@ impl Net {
         Ok(conn)
     }
 
-    /// Serves what is ready, without waiting, and writes what was queued. How many sockets were ready.
+    /// Serves what is ready, without waiting, and writes what was queued. How many sockets were ready. An error once
+    /// the run is to stop.
     pub(crate) fn turn(&mut self, handler: &mut impl Handler) -> io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("stopped by a signal"));
+        }
         self.flush(handler);
         let mut events = mem::take(&mut self.events);
         events.clear();
