@@ -1,0 +1,435 @@
+//! The command line: names, options, and the help that teaches them.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use parley_protocol::{ClientMsgId, DeviceId, Role};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+const EXAMPLES: &str = "\
+Try it, in four terminals:
+  parley up                                      # gateway and storage, data in ./data
+  parley chat --as alice                         # a terminal client
+  parley chat --as bob                           # another one: /dm alice
+  parley send --as alice --to bob 'hello bob'    # for scripts
+
+Exit codes: 0 done; 1 refused or impossible; 2 wrong usage; 3 no answer in time (whether it was done is not known:
+repeat with the same --client-msg-id); 4 the token was not taken.";
+
+/// A chat backend: a thread-per-core gateway, durable storage, and clients.
+#[derive(Debug, Parser)]
+#[command(name = "parley", version, about, after_help = EXAMPLES, max_term_width = 110)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a gateway; it needs a storage-writer.
+    Gateway(GatewayArgs),
+    /// Serve WebSocket echoes on the gateway's own data plane.
+    Echo(EchoArgs),
+    /// Print the effective configuration, and what in it does not fit together or on this machine.
+    Check(CheckArgs),
+    /// Prove that a stopped storage-writer's data is whole.
+    CheckStore(CheckStoreArgs),
+    /// Print a development token.
+    Token(TokenArgs),
+    /// A terminal client.
+    Chat(ChatArgs),
+    /// Send a message; done when it is durable.
+    Send(SendArgs),
+    /// Print messages as they come.
+    Tail(TailArgs),
+    /// Print a chat's messages.
+    History(HistoryArgs),
+    /// List one's chats with their unread messages.
+    Chats(ChatsArgs),
+    /// Mark a chat as read.
+    Read(ReadArgs),
+    /// Create and change groups.
+    Group(GroupArgs),
+}
+
+/// `parley up`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  parley up
+  parley up --data /var/lib/parley --listen 0.0.0.0:7400 --shards 4
+
+SIGTERM or Ctrl-C sees the clients off and ends; a second one ends at once.")]
+pub(crate) struct UpArgs {
+    /// The directory of everything that lasts [default: `data` of storage-writer.toml, ./data].
+    #[arg(long, env = "PARLEY_DATA", value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) gateway: GatewayFlags,
+    /// A directory with a gateway.toml or a storage-writer.toml of your own.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Flags that lie over gateway.toml.
+#[derive(Debug, Args)]
+pub(crate) struct GatewayFlags {
+    /// Where clients connect [default: 127.0.0.1:7400].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where /healthz, /readyz and /metrics are [default: 127.0.0.1:7401].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// Threads with connections of their own; 0: one per core.
+    #[arg(long, value_name = "N")]
+    pub(crate) shards: Option<u16>,
+    /// The socket driver.
+    #[arg(long)]
+    pub(crate) driver: Option<DriverArg>,
+}
+
+/// `parley gateway`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  parley storage-writer --data ./data &
+  parley gateway --data ./data")]
+pub(crate) struct GatewayArgs {
+    /// Where the storage-writer's socket and the keys are.
+    #[arg(long, env = "PARLEY_DATA", default_value = "data", value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    #[command(flatten)]
+    pub(crate) gateway: GatewayFlags,
+    /// A directory with a gateway.toml of your own.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// `parley storage-writer`
+#[derive(Debug, Args)]
+pub(crate) struct StorageWriterArgs {
+    /// The directory of everything that lasts [default: `data` of storage-writer.toml, ./data].
+    #[arg(long, env = "PARLEY_DATA", value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Where /healthz, /readyz and /metrics are [default: 127.0.0.1:7403].
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) admin: Option<SocketAddr>,
+    /// A directory with a storage-writer.toml of your own.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// `parley echo`
+#[derive(Debug, Args)]
+pub(crate) struct EchoArgs {
+    /// Where clients connect.
+    #[arg(long, default_value = "127.0.0.1:7400", value_name = "ADDR")]
+    pub(crate) listen: SocketAddr,
+    /// The socket driver.
+    #[arg(long, default_value = "auto")]
+    pub(crate) driver: DriverArg,
+    /// Threads with connections of their own; 0: one per core.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(crate) shards: u16,
+}
+
+/// `parley check`
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// A directory with a gateway.toml or a storage-writer.toml of your own.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// `parley check-store`
+#[derive(Debug, Args)]
+pub(crate) struct CheckStoreArgs {
+    /// The data directory.
+    #[arg(long, env = "PARLEY_DATA", default_value = "data", value_name = "DIR")]
+    pub(crate) data: PathBuf,
+}
+
+/// A socket driver by its name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum DriverArg {
+    /// uring where it works, else epoll.
+    Auto,
+    /// io_uring.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+/// How a client reaches the gateway and logs in.
+#[derive(Debug, Args)]
+pub(crate) struct ClientArgs {
+    /// The gateway's WebSocket address.
+    #[arg(long, env = "PARLEY_URL", default_value = "ws://127.0.0.1:7400/ws")]
+    pub(crate) url: String,
+    /// Log in under this name with the development key of --data (loopback only); a first use creates the user.
+    #[arg(long = "as", value_name = "NAME", conflicts_with = "token")]
+    pub(crate) name: Option<String>,
+    /// Log in with this access token.
+    #[arg(long, env = "PARLEY_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// The data directory of `parley up`, where the development key is.
+    #[arg(long, env = "PARLEY_DATA", default_value = "data", value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Where devices keep their position [default: $XDG_DATA_HOME/parley or ~/.local/share/parley].
+    #[arg(long, env = "PARLEY_STATE", value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// The device's id, 32 hex digits [default: one of its own for `tail` and for `chat`, else a new one].
+    #[arg(long, value_name = "HEX")]
+    pub(crate) device: Option<DeviceId>,
+    /// Speak parley.v1.json to the gateway instead of the binary encoding.
+    #[arg(long)]
+    pub(crate) json_wire: bool,
+}
+
+/// How a command for scripts answers.
+#[derive(Debug, Args)]
+pub(crate) struct ScriptArgs {
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+    /// Print the server's frames, one JSON object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Give up after this time.
+    #[arg(long, default_value_t = 10_000, value_name = "MS")]
+    pub(crate) timeout_ms: u64,
+}
+
+/// `parley token`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  curl -H \"Authorization: Bearer $(parley token --user alice)\" ...")]
+pub(crate) struct TokenArgs {
+    /// Whose.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: String,
+    /// Seconds until it expires.
+    #[arg(long, default_value_t = 3600, value_name = "S")]
+    pub(crate) ttl: u64,
+    /// With the service role, which may act for users.
+    #[arg(long)]
+    pub(crate) service: bool,
+    /// The data directory of `parley up`, where the development key is.
+    #[arg(long, env = "PARLEY_DATA", default_value = "data", value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// Print a JSON object with the time at which it expires.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// `parley chat`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  parley chat --as alice\n\nInside: /help lists the commands, Tab changes the chat.")]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+}
+
+/// `parley send`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  parley send --as alice --to bob 'hello bob'
+  date | parley send --as alice --to 80000000000000000001a2b3c4d5e6f7 -")]
+pub(crate) struct SendArgs {
+    #[command(flatten)]
+    pub(crate) script: ScriptArgs,
+    /// A user's name, or a chat id (32 hex digits).
+    #[arg(long, value_name = "NAME|CHAT")]
+    pub(crate) to: String,
+    /// The text; `-` reads it from the standard input.
+    pub(crate) text: String,
+    /// The MIME type of what is sent.
+    #[arg(long, default_value = "text/plain", value_name = "TYPE")]
+    pub(crate) content_type: String,
+    /// The `seq` of the message that this answers.
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) reply_to: Option<u64>,
+    /// A user whose attention is asked for; may be repeated.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) mention: Vec<String>,
+    /// Unix milliseconds after which clients no longer show it.
+    #[arg(long, value_name = "MS")]
+    pub(crate) expires_at_ms: Option<u64>,
+    /// The name of this command, 32 hex digits: repeating it with the same one never sends twice [default: random].
+    #[arg(long, value_name = "HEX")]
+    pub(crate) client_msg_id: Option<ClientMsgId>,
+}
+
+/// `parley tail`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  parley tail --as bob                  # from where the last tail ended; the first one begins now
+  parley tail --as bob --from-start
+  parley tail --as bob --json --count 1 --timeout-ms 5000")]
+pub(crate) struct TailArgs {
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+    /// Print the server's frames, one JSON object a line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// A device that tails for the first time begins with everything there is.
+    #[arg(long)]
+    pub(crate) from_start: bool,
+    /// End after this many messages.
+    #[arg(long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// End after this time: with code 0 without --count, else with 3.
+    #[arg(long, value_name = "MS")]
+    pub(crate) timeout_ms: Option<u64>,
+    /// End when everything that was waiting has been printed.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print others' delivered and read marks and one's own state, too.
+    #[arg(long)]
+    pub(crate) receipts: bool,
+}
+
+/// `parley history`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  parley history --as bob --with alice               # the newest 50
+  parley history --as bob --with alice --after 0 --limit 1000
+  parley history --as bob --with alice --before 120")]
+pub(crate) struct HistoryArgs {
+    #[command(flatten)]
+    pub(crate) script: ScriptArgs,
+    /// A user's name, or a chat id (32 hex digits).
+    #[arg(long, value_name = "NAME|CHAT")]
+    pub(crate) with: String,
+    /// Events below this `seq`.
+    #[arg(long, value_name = "SEQ", conflicts_with = "after")]
+    pub(crate) before: Option<u64>,
+    /// Events above this `seq`.
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) after: Option<u64>,
+    /// How many at the most.
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    pub(crate) limit: u64,
+}
+
+/// `parley chats`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  parley chats --as bob")]
+pub(crate) struct ChatsArgs {
+    #[command(flatten)]
+    pub(crate) script: ScriptArgs,
+}
+
+/// `parley read`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  parley read --as bob --with alice")]
+pub(crate) struct ReadArgs {
+    #[command(flatten)]
+    pub(crate) script: ScriptArgs,
+    /// A user's name, or a chat id (32 hex digits).
+    #[arg(long, value_name = "NAME|CHAT")]
+    pub(crate) with: String,
+    /// Up to this `seq` [default: everything].
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) seq: Option<u64>,
+}
+
+/// `parley group`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  parley group create --as alice 'the team' bob carol     # prints the chat id
+  parley group add    --as alice --group CHAT dave
+  parley group role   --as alice --group CHAT bob admin
+  parley group leave  --as bob   --group CHAT")]
+pub(crate) struct GroupArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: GroupCommand,
+}
+
+/// What to do with a group.
+#[derive(Debug, Subcommand)]
+pub(crate) enum GroupCommand {
+    /// Create a group; you become its owner.
+    Create {
+        #[command(flatten)]
+        script: ScriptArgs,
+        /// The title; may be empty.
+        title: String,
+        /// The members besides you.
+        #[arg(value_name = "NAME")]
+        members: Vec<String>,
+        /// The name of this command, 32 hex digits [default: random].
+        #[arg(long, value_name = "HEX")]
+        client_msg_id: Option<ClientMsgId>,
+    },
+    /// Add members.
+    Add {
+        #[command(flatten)]
+        target: GroupTarget,
+        /// Whom.
+        #[arg(value_name = "NAME", required = true)]
+        members: Vec<String>,
+    },
+    /// Remove members.
+    Remove {
+        #[command(flatten)]
+        target: GroupTarget,
+        /// Whom.
+        #[arg(value_name = "NAME", required = true)]
+        members: Vec<String>,
+    },
+    /// Give a member a role; `owner` hands the group over.
+    Role {
+        #[command(flatten)]
+        target: GroupTarget,
+        /// Whom.
+        #[arg(value_name = "NAME")]
+        member: String,
+        /// The role.
+        role: RoleArg,
+    },
+    /// Give the group another title.
+    Rename {
+        #[command(flatten)]
+        target: GroupTarget,
+        /// The title.
+        title: String,
+    },
+    /// Leave the group; an owner hands over first.
+    Leave {
+        #[command(flatten)]
+        target: GroupTarget,
+    },
+}
+
+/// Which group.
+#[derive(Debug, Args)]
+pub(crate) struct GroupTarget {
+    #[command(flatten)]
+    pub(crate) script: ScriptArgs,
+    /// The group's chat id (32 hex digits); `parley chats` lists them.
+    #[arg(long, visible_alias = "with", value_name = "CHAT")]
+    pub(crate) group: String,
+    /// The name of this command, 32 hex digits [default: random].
+    #[arg(long, value_name = "HEX")]
+    pub(crate) client_msg_id: Option<ClientMsgId>,
+}
+
+/// A role by its name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum RoleArg {
+    /// Reads, writes, leaves.
+    Member,
+    /// Renames, adds and removes members.
+    Admin,
+    /// Gives roles; one a group.
+    Owner,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Member => Role::Member,
+            RoleArg::Admin => Role::Admin,
+            RoleArg::Owner => Role::Owner,
+        }
+    }
+}

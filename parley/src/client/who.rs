@@ -1,0 +1,58 @@
+//! As whom the client logs in: a name signed with the development key, or a token that somebody gave.
+
+use super::ClientError;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use gateway::identity::DevKey;
+
+/// Seconds that a token of the client's own lives; it renews them itself.
+const TTL_S: u64 = 3600;
+
+/// As whom.
+#[derive(Clone)]
+pub(crate) enum Who {
+    /// `--as`.
+    Name {
+        /// The development key.
+        key: DevKey,
+        /// The name.
+        name: String,
+    },
+    /// `--token`.
+    Token(String),
+}
+
+impl Who {
+    /// A token, and when it expires where that is known (Unix milliseconds).
+    pub(crate) fn token(&self, now_unix_ms: u64) -> Result<(String, Option<u64>), ClientError> {
+        match self {
+            Who::Name { key, name } => match key.sign(name, now_unix_ms / 1000, TTL_S, false) {
+                Ok((token, claims)) => Ok((token, Some(claims.expires_at_ms))),
+                Err(_) => Err(ClientError::Asked(format!(
+                    "{name:?} cannot be a name: 1 to 64 bytes, no control characters, no space at its ends"
+                ))),
+            },
+            Who::Token(token) => Ok((token.clone(), None)),
+        }
+    }
+
+    /// Whether it can make a new token by itself.
+    pub(crate) fn signs(&self) -> bool {
+        matches!(self, Who::Name { .. })
+    }
+
+    /// A stable text for the names of state files: the name, or the subject of the token.
+    pub(crate) fn label(&self) -> String {
+        match self {
+            Who::Name { name, .. } => name.clone(),
+            // Not verified: it only tells files apart.
+            Who::Token(token) => subject(token).unwrap_or_else(|| "token".to_owned()),
+        }
+    }
+}
+
+fn subject(token: &str) -> Option<String> {
+    let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
+    Some(format!("{}/{}", claims.get("iss")?.as_str()?, claims.get("sub")?.as_str()?))
+}

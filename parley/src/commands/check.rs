@@ -1,0 +1,19 @@
+//! `parley check`: the effective configuration, and what does not fit together.
+
+use super::server::{Configuration, Failure, finish};
+use crate::cli::CheckArgs;
+use std::process::ExitCode;
+
+pub(super) fn run(args: &CheckArgs) -> ExitCode {
+    let configuration = match Configuration::load(args.config.as_deref(), &[], &[]) {
+        Ok(configuration) => configuration,
+        Err(error) => return finish(Err(error.into())),
+    };
+    let report = parley_config::check(&configuration.gateway, &configuration.writer, &configuration.machine);
+    print!("{}", report.text);
+    finish(if report.is_ok() {
+        Ok(())
+    } else {
+        Err(Failure("the servers would not start with this configuration".to_owned()))
+    })
+}

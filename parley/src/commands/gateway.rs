@@ -1,0 +1,31 @@
+//! `parley gateway`: a gateway as a process of its own.
+
+use super::server::{self, Configuration, Failure, Signals};
+use crate::cli::GatewayArgs;
+use std::process::ExitCode;
+use std::time::Duration;
+
+pub(super) fn run(args: &GatewayArgs) -> ExitCode {
+    server::finish(serve(args))
+}
+
+fn serve(args: &GatewayArgs) -> Result<(), Failure> {
+    let signals = Signals::install()?;
+    let flags = server::gateway_flags(&args.gateway);
+    let configuration = Configuration::load(args.config.as_deref(), &flags, &[])?;
+    let config = &configuration.gateway.config;
+    server::log(&config.log);
+    configuration.judge()?;
+    server::raise_open_files();
+    server::make_data_dir(&args.data)?;
+    let options = server::gateway_options(&configuration, &args.data)?;
+    let socket = options.writer_socket.clone();
+    let handle = server::start_gateway(options)?;
+    println!("gateway  driver {}, {} shards", handle.driver(), handle.shards());
+    println!("storage  {}", socket.display());
+    println!("ready {}", server::client_url(handle.addr(), &config.path));
+    if signals.wait_while(|| handle.is_running()) {
+        handle.drain(Duration::from_millis(config.drain_timeout_ms));
+    }
+    server::judge_exit(handle.wait())
+}

@@ -1,0 +1,60 @@
+//! `parley group`: creates groups and changes them.
+
+use super::talk::{Talk, command_name, print_frame, print_line};
+use crate::cli::{GroupArgs, GroupCommand, GroupTarget, ScriptArgs};
+use crate::client::ClientError;
+use parley_protocol::frame::{Change, GroupChange, GroupCreate, Sent};
+use parley_protocol::{ClientFrame, ClientMsgId, ServerFrame};
+
+pub(super) fn run(args: &GroupArgs) -> Result<(), ClientError> {
+    match &args.command {
+        GroupCommand::Create { script, title, members, client_msg_id } => {
+            create(script, title, members, *client_msg_id)
+        }
+        GroupCommand::Add { target, members } => change(target, |talk| Ok(Change::Add { users: talk.users(members)? })),
+        GroupCommand::Remove { target, members } => {
+            change(target, |talk| Ok(Change::Remove { users: talk.users(members)? }))
+        }
+        GroupCommand::Role { target, member, role } => change(target, |talk| {
+            let user = talk.users(std::slice::from_ref(member))?[0];
+            Ok(Change::Role { user, role: (*role).into() })
+        }),
+        GroupCommand::Rename { target, title } => change(target, |_| Ok(Change::Rename { title: title.clone() })),
+        GroupCommand::Leave { target } => change(target, |_| Ok(Change::Leave {})),
+    }
+}
+
+fn create(
+    script: &ScriptArgs,
+    title: &str,
+    members: &[String],
+    client_msg_id: Option<ClientMsgId>,
+) -> Result<(), ClientError> {
+    let mut talk = Talk::open(script)?;
+    let members = if members.is_empty() { Vec::new() } else { talk.users(members)? };
+    let client_msg_id = command_name(client_msg_id);
+    let create = GroupCreate { client_msg_id, title: title.to_owned(), members };
+    let sent = talk.command(client_msg_id, ClientFrame::GroupCreate(create))?;
+    talk.session.close()?;
+    if script.json {
+        return print_frame(&ServerFrame::Sent(sent));
+    }
+    print_line(&sent.chat_id.to_string())
+}
+
+fn change(
+    target: &GroupTarget,
+    make: impl FnOnce(&mut Talk) -> Result<Change, ClientError>,
+) -> Result<(), ClientError> {
+    let mut talk = Talk::open(&target.script)?;
+    let chat_id = talk.chat(&target.group)?;
+    let change = make(&mut talk)?;
+    let client_msg_id = command_name(target.client_msg_id);
+    let frame = ClientFrame::GroupChange(GroupChange { chat_id, client_msg_id, change });
+    let sent: Sent = talk.command(client_msg_id, frame)?;
+    talk.session.close()?;
+    if target.script.json {
+        return print_frame(&ServerFrame::Sent(sent));
+    }
+    print_line(&format!("done: chat {} seq {}", sent.chat_id, sent.seq))
+}

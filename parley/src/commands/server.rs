@@ -1,0 +1,267 @@
+//! What the servers share: configuration and its check on this machine, logs, limits, keys, signals, the end.
+
+use crate::cli::{DriverArg, GatewayFlags};
+use gateway::identity::{DevKey, Tickets};
+use gateway::plane::{DriverChoice, Exit, Probe, probe};
+use gateway_core::output::HaltReason;
+use parley_config::{ConfigError, Gateway, Loaded, LogFormat, Machine, Severity, Sources, StorageWriter};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::error::Error;
+use std::fmt::Display;
+use std::fs::DirBuilder;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+/// How often a server looks whether its parts still run.
+const LOOK: Duration = Duration::from_millis(100);
+/// Name of the storage-writer's socket in the data directory.
+const SOCKET_FILE: &str = "writer.sock";
+
+/// A flag of the command line as the configuration takes it.
+pub(super) type Flag = (String, String);
+
+/// Why a server does not start or ended: words for the operator.
+#[derive(Debug)]
+pub(super) struct Failure(pub(super) String);
+
+impl Failure {
+    /// An error with what caused it.
+    pub(super) fn of(error: &dyn Error) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(&format!(": {cause}"));
+            source = cause.source();
+        }
+        Self(text)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self(format!("the configuration is not valid:\n{error}"))
+    }
+}
+
+/// The exit code, and the words for a failure.
+pub(super) fn finish(done: Result<(), Failure>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure(what)) => {
+            eprintln!("parley: {what}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Gateway flags by their keys.
+pub(super) fn gateway_flags(args: &GatewayFlags) -> Vec<Flag> {
+    let driver = args.driver.map(|driver| match driver {
+        DriverArg::Auto => "auto",
+        DriverArg::Uring => "uring",
+        DriverArg::Epoll => "epoll",
+    });
+    [
+        ("listen", args.listen.map(|address| address.to_string())),
+        ("admin", args.admin.map(|address| address.to_string())),
+        ("shards", args.shards.map(|shards| shards.to_string())),
+        ("driver", driver.map(str::to_owned)),
+    ]
+    .into_iter()
+    .filter_map(|(key, value)| Some((key.to_owned(), value?)))
+    .collect()
+}
+
+/// A path as a flag.
+pub(super) fn path_flag(key: &str, path: Option<&Path>) -> Vec<Flag> {
+    path.map(|path| (key.to_owned(), path.to_string_lossy().into_owned())).into_iter().collect()
+}
+
+/// Both configurations, loaded.
+pub(super) struct Configuration {
+    pub(super) gateway: Loaded<Gateway>,
+    pub(super) writer: Loaded<StorageWriter>,
+    pub(super) machine: Machine,
+}
+
+impl Configuration {
+    /// Files of `dir`, then the environment, then flags.
+    pub(super) fn load(dir: Option<&Path>, gateway: &[Flag], writer: &[Flag]) -> Result<Self, ConfigError> {
+        // A name or value that is no text can be neither a key nor a value.
+        let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        let env: Vec<(String, String)> = std::env::vars_os().filter_map(text).collect();
+        Ok(Self {
+            gateway: parley_config::load_gateway(Sources { dir, env: &env, flags: gateway })?,
+            writer: parley_config::load_storage_writer(Sources { dir, env: &env, flags: writer })?,
+            machine: machine(),
+        })
+    }
+
+    /// Logs what does not fit; an error forbids to start.
+    pub(super) fn judge(&self) -> Result<(), Failure> {
+        let report = parley_config::check(&self.gateway, &self.writer, &self.machine);
+        for finding in &report.findings {
+            match finding.severity {
+                Severity::Note => tracing::info!("{}", finding.text),
+                Severity::Warning => tracing::warn!("{}", finding.text),
+                Severity::Error => tracing::error!("{}", finding.text),
+            }
+        }
+        if report.is_ok() {
+            return Ok(());
+        }
+        let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error);
+        let texts: Vec<&str> = errors.map(|finding| finding.text.as_str()).collect();
+        Err(Failure(format!("the configuration does not fit together:\n{}", texts.join("\n"))))
+    }
+}
+
+/// The machine that this runs on.
+fn machine() -> Machine {
+    let bytes = |text: &str| text.trim().parse::<u64>().ok();
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let physical = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?.trim_end_matches("kB").to_owned();
+        bytes(&line).map(|kib| kib << 10)
+    });
+    let container = read("/sys/fs/cgroup/memory.max").as_deref().and_then(bytes);
+    let memory_bytes = [physical, container].into_iter().flatten().min().unwrap_or(u64::MAX);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let nofile = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    let memlock_bytes = getrlimit(Resource::Memlock).current;
+    let uring = matches!(probe(DriverChoice::Uring), Probe::Use(_));
+    Machine { cores, memory_bytes, nofile, memlock_bytes, uring }
+}
+
+/// Logs to the standard error.
+pub(super) fn log(config: &parley_config::Log) {
+    let level: tracing::Level = config.level.as_str().parse().unwrap_or(tracing::Level::INFO);
+    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    // A second call in one process changes nothing.
+    let _ = match config.format {
+        LogFormat::Text => builder.with_ansi(false).try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+}
+
+/// Raises the soft limit of open files to the hard one: every connection is a file.
+pub(super) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+        }
+    }
+}
+
+/// Makes the data directory, for the owner's eyes only.
+pub(super) fn make_data_dir(dir: &Path) -> Result<(), Failure> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| Failure(format!("cannot make the data directory {}: {error}", dir.display())))
+}
+
+/// The storage-writer's socket: the configured path, or the one in the data directory.
+pub(super) fn writer_socket(configured: &Path, data: &Path) -> PathBuf {
+    if configured.as_os_str().is_empty() { data.join(SOCKET_FILE) } else { configured.to_owned() }
+}
+
+/// What the gateway is started with.
+pub(super) fn gateway_options(
+    configuration: &Configuration,
+    data: &Path,
+) -> Result<gateway::Options, Failure> {
+    let mut config = configuration.gateway.config.clone();
+    let key = |error: gateway::identity::KeyError| Failure::of(&error);
+    let file = |configured: &Path| Some(configured.to_owned()).filter(|path| !path.as_os_str().is_empty());
+    let tickets = match file(&config.identity.ticket_key_file) {
+        Some(path) => Tickets::load_or_create_file(&path).map_err(key)?,
+        None => Tickets::load_or_create(data).map_err(key)?,
+    };
+    // With an issuer of the operator's there is no key that anyone on this machine could sign with, unless it is asked
+    // for: a proxy in front of the gateway makes every client look local.
+    let dev_key = match file(&config.identity.dev_key_file) {
+        Some(path) => Some(DevKey::load_or_create_file(&path).map_err(key)?),
+        None if config.identity.issuer.is_empty() => Some(DevKey::load_or_create(data).map_err(key)?),
+        None => None,
+    };
+    let uring = configuration.machine.uring && config.driver != parley_config::Driver::Epoll;
+    config.connections_max = config.connections_per_shard(&configuration.machine, uring);
+    let writer_socket = writer_socket(&config.writer.socket, data);
+    Ok(gateway::Options { config, writer_socket, dev_key, tickets })
+}
+
+/// Starts the gateway, with the reason if it cannot.
+pub(super) fn start_gateway(options: gateway::Options) -> Result<gateway::Handle, Failure> {
+    gateway::serve(options).map_err(|error| Failure::of(&error))
+}
+
+/// The address that clients on this machine use.
+pub(super) fn client_url(addr: SocketAddr, path: &str) -> String {
+    let ip = match addr.ip() {
+        ip if !ip.is_unspecified() => ip,
+        std::net::IpAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+        std::net::IpAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+    };
+    format!("ws://{}{path}", SocketAddr::new(ip, addr.port()))
+}
+
+/// The first SIGTERM or SIGINT.
+pub(super) struct Signals(Receiver<()>);
+
+impl Signals {
+    /// From here on the first signal is for the server to see, and the second ends the process at once.
+    pub(super) fn install() -> Result<Self, Failure> {
+        let fail = |error: &dyn Display| Failure(format!("cannot handle signals: {error}"));
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(|error| fail(&error))?;
+        let (first, seen) = sync_channel(1);
+        let watch = move || {
+            for (index, _) in signals.forever().enumerate() {
+                if index > 0 {
+                    eprintln!("parley: a second signal: ending at once");
+                    std::process::exit(1);
+                }
+                // Nobody listens any more: the process is about to end by itself.
+                let _ = first.send(());
+            }
+        };
+        std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(|error| fail(&error))?;
+        Ok(Self(seen))
+    }
+
+    /// Waits for the signal, or until something that must run does not. `true`: it was the signal.
+    pub(super) fn wait_while(&self, mut runs: impl FnMut() -> bool) -> bool {
+        loop {
+            match self.0.recv_timeout(LOOK) {
+                Ok(()) => return true,
+                Err(RecvTimeoutError::Timeout) if runs() => {}
+                Err(_) => return false,
+            }
+        }
+    }
+}
+
+/// What the end of the shards means for the process.
+pub(super) fn judge_exit(exit: Exit) -> Result<(), Failure> {
+    match exit {
+        Exit::Drained => Ok(()),
+        Exit::DeadlinePassed => {
+            tracing::warn!("some clients did not leave in time and were cut off");
+            Ok(())
+        }
+        Exit::Halted(HaltReason::Fenced) => {
+            Err(Failure("another gateway took over; this one served nothing any more and ended".to_owned()))
+        }
+        Exit::Halted(HaltReason::LinkVersion) => {
+            Err(Failure("gateway and storage-writer are of different versions: start both from one build".to_owned()))
+        }
+        Exit::Failed => Err(Failure("a shard failed; the log says why".to_owned())),
+    }
+}
