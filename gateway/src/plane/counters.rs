@@ -24,6 +24,9 @@ counters! {
     connections,
     /// Connections accepted.
     accepted,
+    /// Connections accepted and dropped at once, because the table was full. (The ring driver accepts what waits in
+    /// one go; with epoll they wait in the backlog.)
+    refused,
     /// Connections that came from another shard, or from this one's lobby.
     seated,
     /// Seats refused because the table was full.

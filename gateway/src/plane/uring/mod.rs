@@ -10,6 +10,7 @@
 
 mod buffers;
 mod ring;
+mod slot;
 
 pub(crate) use ring::try_setup;
 
@@ -24,6 +25,7 @@ use gateway_core::output::ConnId;
 use io_uring::types::{CancelBuilder, Fd, Fixed};
 use io_uring::{opcode, squeue};
 use ring::{Completion, Ring};
+use slot::{Conn, Fate, Kind, NOBODY, name, unname};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
@@ -40,98 +42,6 @@ pub(crate) const CONNECTIONS_MAX: u32 = (1 << 24) - 1;
 const SEND_BYTES_MAX: usize = 1 << 30;
 /// Descriptors that a process needs beside its connections.
 const FILES_RESERVED: u64 = 64;
-
-/// What an operation is, in the top byte of its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-enum Kind {
-    /// Nobody waits for its outcome.
-    Ignored = 0,
-    Accept = 1,
-    Receive = 2,
-    Send = 3,
-    /// Shutting down or cancelling: a connection waits only for its end.
-    Aside = 4,
-    /// Clearing a direct descriptor.
-    Close = 5,
-    Timeout = 6,
-}
-
-fn name(kind: Kind, conn: ConnId) -> u64 {
-    (kind as u64) << 56 | u64::from(conn.slot) << 32 | u64::from(conn.generation)
-}
-
-const NOBODY: ConnId = ConnId { slot: 0, generation: 0 };
-
-fn unname(user_data: u64) -> (Kind, ConnId) {
-    let kind = match user_data >> 56 {
-        1 => Kind::Accept,
-        2 => Kind::Receive,
-        3 => Kind::Send,
-        4 => Kind::Aside,
-        5 => Kind::Close,
-        6 => Kind::Timeout,
-        _ => Kind::Ignored,
-    };
-    (kind, ConnId { slot: (user_data >> 32) as u32 & 0xff_ffff, generation: user_data as u32 })
-}
-
-/// Where a connection is beyond its [`State`].
-#[derive(Debug)]
-enum Fate {
-    /// The brain, or its peer, still has to do with it.
-    Alive,
-    /// It goes to another shard when nothing is in flight any more, with what was received meanwhile.
-    Leaving(Vec<u8>),
-    /// It goes when nothing is in flight any more.
-    Dying,
-    /// Its direct descriptor is being cleared.
-    Releasing,
-}
-
-struct Conn {
-    /// The plain descriptor, while in the lobby.
-    fd: Option<OwnedFd>,
-    wants_live: bool,
-    queue: SendQueue,
-    state: State,
-    fate: Fate,
-    paused: bool,
-    receiving: bool,
-    sending: bool,
-    /// Other operations in flight.
-    asides: u8,
-    /// On the list of sends.
-    dirty: bool,
-    /// On the list of receives.
-    rearming: bool,
-}
-
-impl Conn {
-    fn new(fd: OwnedFd, wants_live: bool, queue: SendQueue) -> Self {
-        Self {
-            fd: Some(fd),
-            wants_live,
-            queue,
-            state: State::Open,
-            fate: Fate::Alive,
-            paused: false,
-            receiving: false,
-            sending: false,
-            asides: 0,
-            dirty: false,
-            rearming: false,
-        }
-    }
-
-    fn is_busy(&self) -> bool {
-        self.receiving || self.sending || self.asides > 0
-    }
-
-    fn is_alive(&self) -> bool {
-        matches!(self.fate, Fate::Alive)
-    }
-}
 
 /// Builds an entry for the plain or the direct descriptor.
 macro_rules! for_fd {
@@ -386,6 +296,7 @@ impl Uring {
         let fd = unsafe { OwnedFd::from_raw_fd(completion.result) };
         if self.table.len() >= self.clients_max || !self.accepts {
             // It was accepted before the cancellation took effect.
+            self.counters.refused.add(1);
             return;
         }
         // A peer that is gone already has no address any more.
