@@ -103,6 +103,8 @@ pub struct StoreMetrics {
     pub high_water: Durations,
     /// Free at the last group.
     pub disk_free_bytes: Gauge,
+    /// Ids are given below this millisecond (Unix).
+    pub ids_reserved_until_ms: Gauge,
 }
 
 impl StoreMetrics {
@@ -114,6 +116,8 @@ impl StoreMetrics {
         self.commit.show("parley_writer_commit_seconds", "Writing a group and syncing the journal.", out);
         self.high_water.show("parley_writer_sync_seconds", "Writing and syncing the high-water record.", out);
         show_gauge("parley_writer_disk_free_bytes", "Free at the last group.", self.disk_free_bytes.get(), out);
+        let (name, help) = ("parley_writer_ids_reserved_until_ms", "Ids are given below this millisecond (Unix).");
+        show_gauge(name, help, self.ids_reserved_until_ms.get(), out);
     }
 }
 

@@ -1,6 +1,8 @@
 //! Groups as the writer would make them, for tests of an engine.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod client;
+
 use parley_protocol::{Body, ChatId, ClientMsgId, Event, MessageBody, MessageId, UserId};
 use std::path::Path;
 use std::sync::Arc;

@@ -148,6 +148,7 @@ impl EmbeddedStore {
             self.metrics.groups.add(1);
             if let Some(records) = &group.meta {
                 self.records = records.clone();
+                self.metrics.ids_reserved_until_ms.set(records.ids_reserved_until_ms);
             }
             self.group_next += 1;
             self.groups += 1;

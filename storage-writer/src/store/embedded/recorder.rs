@@ -4,6 +4,7 @@
 use super::high_water::HighWater;
 use super::{EmbeddedView, Views, Waker};
 use crate::metrics::StoreMetrics;
+use crate::wake::PanicEndsProcess;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -37,7 +38,10 @@ impl Recorder {
         let (jobs, queue) = sync_channel(JOBS_MAX);
         let answers = Answers::default();
         let theirs = answers.clone();
-        let work = move || record(high_water, &queue, &views, &theirs, &waker, &metrics);
+        let work = move || {
+            let _guard = PanicEndsProcess("high-water");
+            record(high_water, &queue, &views, &theirs, &waker, &metrics);
+        };
         let thread = std::thread::Builder::new()
             .name("high-water".to_owned())
             .spawn(work)
@@ -58,10 +62,9 @@ impl Recorder {
 impl Drop for Recorder {
     fn drop(&mut self) {
         self.jobs = None;
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the high-water thread panicked");
+        if let Some(thread) = self.thread.take() {
+            // A panic of that thread has ended the process.
+            let _ = thread.join();
         }
     }
 }
