@@ -18,7 +18,7 @@ pub struct ReadOptions {
 }
 
 /// Answers a read. Damage comes as `Refused(Damaged)`; a request that is no read as `Refused(BadFrame)`.
-pub fn answer(view: &impl View, options: &ReadOptions, ask: &Ask) -> Reply {
+pub fn answer(view: &(impl View + ?Sized), options: &ReadOptions, ask: &Ask) -> Reply {
     let reply = match ask {
         Ask::Inbox { user_id, after, limit } => inbox(view, options, *user_id, *after, *limit),
         Ask::History { user_id, chat_id, before, after, limit } => {
@@ -60,7 +60,13 @@ fn limit_of(asked: u32, max: u32) -> usize {
 
 /// A page of an inbox: the head first, then the entries above `after`. A backlog above `sync_backlog_max`, or an
 /// `after` above the head, has no entries: the session judges it from `after` and `head`.
-fn inbox(view: &impl View, options: &ReadOptions, user_id: UserId, after: u64, limit: u32) -> Result<Reply, ReadError> {
+fn inbox(
+    view: &(impl View + ?Sized),
+    options: &ReadOptions,
+    user_id: UserId,
+    after: u64,
+    limit: u32,
+) -> Result<Reply, ReadError> {
     let head = view.user(user_id)?.map_or(0, |user| user.inbox_head);
     let mut page = InboxPage { after, to: after, head, entries: Vec::new() };
     if limit == 0 || after >= head || head - after > options.sync_backlog_max {
@@ -124,7 +130,7 @@ enum Access {
     None,
 }
 
-fn access(view: &impl View, chat_id: ChatId, user_id: UserId) -> Result<Access, ReadError> {
+fn access(view: &(impl View + ?Sized), chat_id: ChatId, user_id: UserId) -> Result<Access, ReadError> {
     if let Some(row) = view.member(chat_id, user_id)? {
         return Ok(Access::Member(row));
     }
@@ -152,7 +158,7 @@ fn ranges(intervals: &[Interval], low: u64, high: u64) -> Vec<(u64, u64)> {
 }
 
 fn history(
-    view: &impl View,
+    view: &(impl View + ?Sized),
     user_id: UserId,
     chat_id: ChatId,
     before: Option<u64>,
@@ -208,7 +214,7 @@ fn history(
 }
 
 fn chats(
-    view: &impl View,
+    view: &(impl View + ?Sized),
     options: &ReadOptions,
     user_id: UserId,
     after: Option<ChatId>,
@@ -235,7 +241,7 @@ fn chats(
 
 /// A chat as one of its members, or a former one, sees it.
 fn summary(
-    view: &impl View,
+    view: &(impl View + ?Sized),
     options: &ReadOptions,
     user_id: UserId,
     chat_id: ChatId,
@@ -281,7 +287,7 @@ fn summary(
 
 /// The title: the checkpoint's, which is written with every change of it. Who left does not learn of a later one.
 fn title(
-    view: &impl View,
+    view: &(impl View + ?Sized),
     chat_id: ChatId,
     checkpoint: crate::store::Checkpoint,
     row: &MemberRow,
@@ -291,7 +297,7 @@ fn title(
     let Some(left) = left.filter(|left| !direct && *left < checkpoint.seq) else { return Ok(checkpoint.title) };
     // Looked for among the newest events that one may see, then given up: a title is a courtesy to those who left.
     const LOOKED_AT_MAX: u32 = 64;
-    for (from, to) in ranges(&row.intervals, 1, left).into_iter().rev() {
+    for (from, to) in ranges(&row.intervals, 1, left).into_iter().rev().take(4) {
         for event in view.events(chat_id, from, to, LOOKED_AT_MAX, true)? {
             if let Ok(parley_protocol::Body::Title(title)) = event.envelope.to_body() {
                 return Ok(title.title);
@@ -302,7 +308,7 @@ fn title(
 }
 
 fn members(
-    view: &impl View,
+    view: &(impl View + ?Sized),
     user_id: UserId,
     chat_id: ChatId,
     after: Option<UserId>,
@@ -343,7 +349,7 @@ fn unwritten_members(chat_id: ChatId, user_id: UserId, after: Option<UserId>) ->
     Reply::Members { members: users.into_iter().map(member).collect(), more: false }
 }
 
-fn resolve(view: &impl View, names: &[String]) -> Result<Reply, ReadError> {
+fn resolve(view: &(impl View + ?Sized), names: &[String]) -> Result<Reply, ReadError> {
     let mut users = Vec::new();
     for name in names.iter().take(limits::RESOLVE_MAX) {
         if let Some(value) = view.unique(&crate::store::name_key(name))? {
@@ -353,7 +359,7 @@ fn resolve(view: &impl View, names: &[String]) -> Result<Reply, ReadError> {
     Ok(Reply::Users(users))
 }
 
-fn profiles(view: &impl View, asked: &[UserId]) -> Result<Reply, ReadError> {
+fn profiles(view: &(impl View + ?Sized), asked: &[UserId]) -> Result<Reply, ReadError> {
     let mut users = Vec::new();
     for user_id in asked.iter().take(limits::RESOLVE_MAX) {
         if let Some(user) = view.user(*user_id)? {
