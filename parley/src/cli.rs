@@ -27,8 +27,12 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Start gateway and storage-writer in one process.
+    Up(UpArgs),
     /// Start a gateway; it needs a storage-writer.
     Gateway(GatewayArgs),
+    /// Start a storage-writer.
+    StorageWriter(StorageWriterArgs),
     /// Serve WebSocket echoes on the gateway's own data plane.
     Echo(EchoArgs),
     /// Print the effective configuration, and what in it does not fit together or on this machine.

@@ -21,6 +21,7 @@ fn serve(args: &GatewayArgs) -> Result<(), Failure> {
     let options = server::gateway_options(&configuration, &args.data)?;
     let socket = options.writer_socket.clone();
     let handle = server::start_gateway(options)?;
+    server::await_gateway(&handle, &signals)?;
     println!("gateway  driver {}, {} shards", handle.driver(), handle.shards());
     println!("storage  {}", socket.display());
     println!("ready {}", server::client_url(handle.addr(), &config.path));

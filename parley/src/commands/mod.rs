@@ -11,9 +11,11 @@ mod read;
 mod send;
 mod server;
 pub(crate) mod show;
+mod storage_writer;
 mod tail;
 pub(crate) mod talk;
 mod token;
+mod up;
 
 use crate::cli::Command;
 use crate::client::ClientError;
@@ -22,7 +24,9 @@ use std::process::ExitCode;
 /// Runs a command and says what came of it.
 pub(crate) fn run(command: Command) -> ExitCode {
     let done = match command {
+        Command::Up(args) => return up::run(&args),
         Command::Gateway(args) => return gateway::run(&args),
+        Command::StorageWriter(args) => return storage_writer::run(&args),
         Command::Echo(args) => return echo::run(&args),
         Command::Check(args) => return check::run(&args),
         Command::CheckStore(args) => return check_store::run(&args),

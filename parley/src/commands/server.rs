@@ -15,10 +15,13 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use storage_writer::Handle as Writer;
 
 /// How often a server looks whether its parts still run.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(20);
+/// How long a start waits for a part before it says `ready` without it.
+const READY_PATIENCE: Duration = Duration::from_secs(5);
 /// Name of the storage-writer's socket in the data directory.
 const SOCKET_FILE: &str = "writer.sock";
 
@@ -201,6 +204,58 @@ pub(super) fn gateway_options(
 /// Starts the gateway, with the reason if it cannot.
 pub(super) fn start_gateway(options: gateway::Options) -> Result<gateway::Handle, Failure> {
     gateway::serve(options).map_err(|error| Failure::of(&error))
+}
+
+/// Starts the storage-writer under its configuration, and waits until it takes commands.
+pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> Result<Writer, Failure> {
+    let config = &configuration.writer.config;
+    let mut options = storage_writer::Options::new(&config.data);
+    options.socket = writer_socket(&config.socket, &config.data);
+    options.reader_threads = usize::from(config.readers.threads);
+    options.reads_max = config.readers.queue_max as usize;
+    options.stop_timeout_ms = configuration.gateway.config.drain_timeout_ms;
+    options.embedded.cache_bytes = config.embedded.cache_bytes as u64;
+    options.embedded.memtable_bytes = config.embedded.memtable_bytes as u64;
+    options.embedded.journal_bytes_max = config.embedded.journal_bytes_max as u64;
+    let writer = &mut options.writer;
+    writer.worker = config.worker;
+    writer.group_members_max = config.limits.group_members_max as usize;
+    writer.inbox_fanout_members_max = config.limits.inbox_fanout_members_max as usize;
+    writer.payload_bytes_max = config.limits.payload_bytes_max;
+    writer.batch_commands_max = config.commit.batch_commands_max as usize;
+    writer.batch_bytes_max = config.commit.batch_bytes_max;
+    writer.chats_cached_max = config.limits.chats_cached_max as usize;
+    writer.users_cached_max = config.limits.users_cached_max as usize;
+    writer.sync_backlog_max = configuration.gateway.config.session.sync_backlog_max;
+    let writer = storage_writer::run(options).map_err(|error| Failure::of(&error))?;
+    // A full disk is no reason to end: it recovers when there is room, and says so until then.
+    let until = Instant::now() + READY_PATIENCE;
+    let starting = || writer.failure().is_none() && !writer.status().ready && Instant::now() < until;
+    if signals.wait_while(starting) {
+        return Err(Failure("a signal came during the start".to_owned()));
+    }
+    match writer.failure() {
+        Some(failure) => Err(Failure(failure.to_string())),
+        None => {
+            if let Some(reason) = writer.status().reason {
+                tracing::warn!("the storage-writer takes no commands yet: {reason}");
+            }
+            Ok(writer)
+        }
+    }
+}
+
+/// Waits until the gateway can serve, or for a while: without a storage-writer it listens and says that it cannot.
+pub(super) fn await_gateway(handle: &gateway::Handle, signals: &Signals) -> Result<(), Failure> {
+    let until = Instant::now() + READY_PATIENCE;
+    let starting = || handle.is_running() && handle.status() != gateway::Status::Ready && Instant::now() < until;
+    if signals.wait_while(starting) {
+        return Err(Failure("a signal came during the start".to_owned()));
+    }
+    if let gateway::Status::NotReady(reason) = handle.status() {
+        tracing::warn!("the gateway cannot serve yet: {reason}");
+    }
+    Ok(())
 }
 
 /// The address that clients on this machine use.

@@ -1,0 +1,26 @@
+//! `parley storage-writer`: a storage-writer as a process of its own.
+
+use super::server::{self, Configuration, Failure, Signals};
+use crate::cli::StorageWriterArgs;
+use std::process::ExitCode;
+
+pub(super) fn run(args: &StorageWriterArgs) -> ExitCode {
+    server::finish(serve(args))
+}
+
+fn serve(args: &StorageWriterArgs) -> Result<(), Failure> {
+    let signals = Signals::install()?;
+    let mut flags = server::path_flag("data", args.data.as_deref());
+    flags.extend(args.admin.map(|address| ("admin".to_owned(), address.to_string())));
+    let configuration = Configuration::load(args.config.as_deref(), &[], &flags)?;
+    let config = &configuration.writer.config;
+    server::log(&config.log);
+    configuration.judge()?;
+    server::raise_open_files();
+    server::make_data_dir(&config.data)?;
+    let writer = server::start_writer(&configuration, &signals)?;
+    println!("storage  {}", config.data.display());
+    println!("ready {}", server::writer_socket(&config.socket, &config.data).display());
+    signals.wait_while(|| writer.failure().is_none());
+    writer.stop().map_err(|failure| Failure(failure.to_string()))
+}

@@ -1,0 +1,63 @@
+//! `parley up`: gateway and storage-writer in one process, and how to try them.
+
+use super::server::{self, Configuration, Failure, Signals};
+use crate::cli::UpArgs;
+use parley_config::Gateway;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Tenths of the drain's time that the clients get; the rest is the storage-writer's.
+const CLIENTS_TENTHS: u64 = 9;
+
+pub(super) fn run(args: &UpArgs) -> ExitCode {
+    server::finish(serve(args))
+}
+
+fn serve(args: &UpArgs) -> Result<(), Failure> {
+    let signals = Signals::install()?;
+    let gateway_flags = server::gateway_flags(&args.gateway);
+    let writer_flags = server::path_flag("data", args.data.as_deref());
+    let mut configuration = Configuration::load(args.config.as_deref(), &gateway_flags, &writer_flags)?;
+    let data = configuration.writer.config.data.clone();
+    server::log(&configuration.gateway.config.log);
+    configuration.judge()?;
+    server::raise_open_files();
+    server::make_data_dir(&data)?;
+    // One process, one socket: the storage-writer's.
+    configuration.gateway.config.writer.socket = configuration.writer.config.socket.clone();
+    let writer = server::start_writer(&configuration, &signals)?;
+    let gateway = server::start_gateway(server::gateway_options(&configuration, &data)?)?;
+    server::await_gateway(&gateway, &signals)?;
+    let config = &configuration.gateway.config;
+    say_ready(&gateway, config, &data);
+    let asked = signals.wait_while(|| gateway.is_running() && writer.failure().is_none());
+    if asked {
+        gateway.drain(Duration::from_millis(config.drain_timeout_ms * CLIENTS_TENTHS / 10));
+    } else if let Some(failure) = writer.failure() {
+        // Nothing can be made durable any more: nobody is kept waiting.
+        gateway.drain(Duration::ZERO);
+        gateway.wait();
+        return Err(Failure(failure.to_string()));
+    }
+    let ended = server::judge_exit(gateway.wait());
+    writer.stop().map_err(|failure| Failure(failure.to_string()))?;
+    ended
+}
+
+fn say_ready(gateway: &gateway::Handle, config: &Gateway, data: &Path) {
+    let url = server::client_url(gateway.addr(), &config.path);
+    // Only what differs from the clients' defaults needs saying.
+    let mut options = String::new();
+    if url != "ws://127.0.0.1:7400/ws" {
+        options.push_str(&format!(" --url {url}"));
+    }
+    if data != Path::new("data") && data != Path::new("./data") {
+        options.push_str(&format!(" --data {}", data.display()));
+    }
+    println!("gateway  {url}  driver {}, {} shards", gateway.driver(), gateway.shards());
+    println!("data     {}", data.display());
+    println!("try      parley chat --as alice{options}");
+    println!("         parley chat --as bob{options}      (another terminal; then type /dm alice)");
+    println!("ready {url}");
+}
