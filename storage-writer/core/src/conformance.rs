@@ -31,9 +31,11 @@ pub trait Harness {
     }
 }
 
+type Case<H> = (&'static str, fn(H));
+
 /// Runs every case; each gets a new, empty store. Panics at the first that does not hold, after printing its name.
 pub fn run<H: Harness>(mut new_store: impl FnMut() -> H) {
-    let cases: [(&str, fn(H)); 9] = [
+    let cases: [Case<H>; 9] = [
         ("an empty store knows nothing", an_empty_store_knows_nothing),
         ("what is durable survives a restart", what_is_durable_survives_a_restart),
         ("a group applied twice changes nothing", a_group_applied_twice_changes_nothing),
