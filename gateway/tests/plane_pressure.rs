@@ -155,9 +155,28 @@ fn a_drain_ends_at_its_deadline_though_a_client_stays() {
     for driver in DRIVERS {
         let server = echo::serve(Options { linger_ms: 60_000, ..options(driver, 2) }).expect("starts");
         let mut stays = connect(&server);
+        let addr = server.addr();
         server.drain(Duration::from_millis(50));
         assert_eq!(server.join(), Exit::DeadlinePassed, "{driver:?}");
+        assert!(TcpStream::connect(addr).is_err(), "nobody listens any more");
         // Its socket is closed, though it never answered.
         let _ = stays.get_mut().read_to_end(&mut Vec::new());
+    }
+}
+
+#[test]
+fn who_comes_during_a_drain_is_refused() {
+    for driver in DRIVERS {
+        let server = echo::serve(Options { linger_ms: 60_000, ..options(driver, 2) }).expect("starts");
+        let mut stays = connect(&server);
+        server.drain(Duration::from_secs(20));
+        let Ok(Message::Close(_)) = stays.read() else { panic!("no goodbye") };
+        // The listeners of both shards close at the beginning of the drain, which this client still holds up.
+        while TcpStream::connect(server.addr()).is_ok() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(server.is_running());
+        drop(stays);
+        assert_eq!(server.join(), Exit::Drained, "{driver:?}");
     }
 }

@@ -49,12 +49,12 @@ enum Accepting {
     Full,
     /// No descriptors: until then.
     Backoff(u64),
-    Never,
 }
 
 pub(crate) struct Epoll {
     epoll: OwnedFd,
-    listener: OwnedFd,
+    /// Closed by a drain: who comes then is refused, and may try elsewhere.
+    listener: Option<OwnedFd>,
     accepting: Accepting,
     table: Table<Conn>,
     clients_max: usize,
@@ -89,7 +89,7 @@ impl Epoll {
         epoll::add(&epoll, wake, EventData::new_u64(TOKEN_WAKE), EventFlags::IN | EventFlags::ET)?;
         Ok(Self {
             epoll,
-            listener,
+            listener: Some(listener),
             accepting: Accepting::On,
             table: Table::new(clients_max + 1),
             clients_max,
@@ -114,14 +114,12 @@ impl Epoll {
     }
 
     fn set_accepting(&mut self, accepting: Accepting) {
-        if self.accepting == accepting || self.accepting == Accepting::Never {
-            return;
-        }
+        let Some(listener) = self.listener.as_ref().filter(|_| self.accepting != accepting) else { return };
         let flags = if accepting == Accepting::On { EventFlags::IN } else { EventFlags::empty() };
         if accepting != Accepting::On {
             self.counters.accept_pauses.add(1);
         }
-        if let Err(error) = epoll::modify(&self.epoll, &self.listener, EventData::new_u64(TOKEN_LISTENER), flags) {
+        if let Err(error) = epoll::modify(&self.epoll, listener, EventData::new_u64(TOKEN_LISTENER), flags) {
             tracing::error!(%error, "cannot change the listener's interest");
         }
         self.accepting = accepting;
@@ -132,7 +130,8 @@ impl Epoll {
             if self.table.len() >= self.clients_max {
                 return self.set_accepting(Accepting::Full);
             }
-            let (fd, peer) = match rustix::net::acceptfrom_with(&self.listener, SocketFlags::CLOEXEC) {
+            let Some(listener) = &self.listener else { return };
+            let (fd, peer) = match rustix::net::acceptfrom_with(listener, SocketFlags::CLOEXEC) {
                 Ok((fd, Some(peer))) => (fd, peer),
                 Ok((_, None)) | Err(Errno::INTR | Errno::CONNABORTED) => continue,
                 Err(Errno::AGAIN) => return,
@@ -398,7 +397,9 @@ impl Driver for Epoll {
     }
 
     fn stop_accepting(&mut self) {
-        self.set_accepting(Accepting::Never);
+        // Closing takes it out of the epoll set.
+        self.listener = None;
+        self.accepting = Accepting::Full;
     }
 
     fn next_deadline(&self) -> Option<u64> {

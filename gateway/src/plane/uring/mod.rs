@@ -71,7 +71,8 @@ enum Accepting {
 pub(crate) struct Uring {
     ring: Ring,
     buffers: Buffers,
-    listener: OwnedFd,
+    /// Closed by a drain: who comes then is refused, and may try elsewhere.
+    listener: Option<OwnedFd>,
     accepting: Accepting,
     accepts: bool,
     table: Table<Conn>,
@@ -111,7 +112,7 @@ impl Uring {
         Ok(Self {
             ring,
             buffers,
-            listener,
+            listener: Some(listener),
             accepting: Accepting::Off,
             accepts: true,
             table: Table::new(clients_max + 1),
@@ -444,10 +445,12 @@ impl Uring {
     fn arm_accept(&mut self) {
         let full = self.table.len() >= self.clients_max;
         match self.accepting {
-            Accepting::Off if self.accepts && !full => {
-                let accept = opcode::AcceptMulti::new(Fd(self.listener.as_raw_fd())).flags(libc::SOCK_CLOEXEC);
+            Accepting::Off | Accepting::Backoff(_) if !self.accepts => self.listener = None,
+            Accepting::Off if !full => {
+                let Some(listener) = &self.listener else { return };
+                let accept = opcode::AcceptMulti::new(Fd(listener.as_raw_fd())).flags(libc::SOCK_CLOEXEC);
                 self.accepting = Accepting::Armed;
-                // SAFETY: the entry points to nothing; the listener is open as long as the driver lives.
+                // SAFETY: the entry points to nothing; the listener stays open until accepting is off.
                 unsafe { self.push(accept.build().user_data(name(Kind::Accept, NOBODY))) };
             }
             Accepting::Armed if full || !self.accepts => {
