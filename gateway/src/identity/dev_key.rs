@@ -55,9 +55,13 @@ struct DevClaims<'a> {
 impl DevKey {
     /// Reads `dev-key.json` of a data directory.
     pub fn load(dir: &Path) -> Result<Self, KeyError> {
-        let path = dir.join(KEY_FILE);
-        let bytes = read_secret(&path)?;
-        let not_a_key = || KeyError::new(&path, "not a development key; remove it and `parley up` makes a new one");
+        Self::load_file(&dir.join(KEY_FILE))
+    }
+
+    /// Reads a key file.
+    pub fn load_file(path: &Path) -> Result<Self, KeyError> {
+        let bytes = read_secret(path)?;
+        let not_a_key = || KeyError::new(path, "not a development key; remove it and `parley up` makes a new one");
         let jwk: PrivateJwk = serde_json::from_slice(&bytes).map_err(|_| not_a_key())?;
         let seed = base64url(&jwk.d).and_then(|seed| <[u8; 32]>::try_from(seed).ok()).ok_or_else(not_a_key)?;
         let public = SigningKey::from_bytes(&seed).verifying_key();
@@ -70,10 +74,14 @@ impl DevKey {
     /// Reads the key of a data directory, or makes one: `dev-key.json` for the owner's eyes only, and its public part
     /// as a JWKS in `dev-jwks.json`.
     pub fn load_or_create(dir: &Path) -> Result<Self, KeyError> {
-        let path = dir.join(KEY_FILE);
+        Self::load_or_create_file(&dir.join(KEY_FILE))
+    }
+
+    /// The same for a key file anywhere; the JWKS lies beside it.
+    pub fn load_or_create_file(path: &Path) -> Result<Self, KeyError> {
         if !path.exists() {
             let mut seed = [0; 32];
-            getrandom::fill(&mut seed).map_err(|error| KeyError::new(&path, error))?;
+            getrandom::fill(&mut seed).map_err(|error| KeyError::new(path, error))?;
             let public = SigningKey::from_bytes(&seed).verifying_key();
             let x = to_base64url(public.as_bytes());
             // The prefix keeps it apart from the keys of an issuer, in logs too.
@@ -86,10 +94,10 @@ impl DevKey {
                 d: to_base64url(&seed),
             };
             let text = serde_json::to_vec_pretty(&jwk).expect("plain strings have a JSON form");
-            create_secret(&path, &text)?;
+            create_secret(path, &text)?;
         }
-        let key = Self::load(dir)?;
-        let jwks = dir.join(JWKS_FILE);
+        let key = Self::load_file(path)?;
+        let jwks = path.with_file_name(JWKS_FILE);
         std::fs::write(&jwks, key.jwks()).map_err(|error| KeyError::new(&jwks, error))?;
         Ok(key)
     }
@@ -113,13 +121,7 @@ impl DevKey {
     }
 
     /// An access token for a name, which is its subject too. `Malformed` when the text cannot be a name.
-    pub fn sign(
-        &self,
-        name: &str,
-        now_unix_s: u64,
-        ttl_s: u64,
-        service: bool,
-    ) -> Result<(String, Claims), TokenError> {
+    pub fn sign(&self, name: &str, now_unix_s: u64, ttl_s: u64, service: bool) -> Result<(String, Claims), TokenError> {
         if !is_name(name) {
             return Err(TokenError::Malformed);
         }

@@ -8,6 +8,7 @@ use parley_protocol::body::{MessageBody, kind};
 use parley_protocol::frame::{self, Change, ChatSummary, Member, ServerFrame, Welcome};
 use parley_protocol::{Body, ChatId, ChatKind, ClientFrame, ClientMsgId, ErrorCode, Event, OwnState, UserId, limits};
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 /// Events of one chat kept in memory; older ones are read again when one scrolls there.
 const EVENTS_MAX: usize = 2_000;
@@ -121,7 +122,7 @@ impl Chat {
 #[derive(Clone, Debug)]
 enum Asked {
     History(ChatId),
-    Members { chat_id: ChatId, show: bool },
+    Members { show: bool },
     Summary,
     Profiles,
     Resolve { names: Vec<String>, then: Then },
@@ -225,8 +226,8 @@ impl Model {
     }
 
     /// No session is open.
-    pub(crate) fn disconnected(&mut self, why: String) {
-        self.link = Link::Down(why);
+    pub(crate) fn disconnected(&mut self, why: &str, retry_in: Duration) {
+        self.link = Link::Down(format!("{why}; next attempt in {} ms", retry_in.as_millis()));
     }
 
     /// How many lines the messages take and how many are seen, from the view. Reads older events near the top.
@@ -424,7 +425,7 @@ impl Model {
     }
 
     fn ask_members(&mut self, chat_id: ChatId, show: bool) {
-        self.ask(Asked::Members { chat_id, show }, |request_id| {
+        self.ask(Asked::Members { show }, |request_id| {
             ClientFrame::Members(frame::Members { request_id, chat_id, after: None, limit: 0 })
         });
     }
@@ -645,7 +646,7 @@ impl Model {
     }
 
     fn members(&mut self, page: frame::MemberPage) {
-        let show = matches!(self.asked.remove(&page.request_id), Some(Asked::Members { show: true, .. }));
+        let show = matches!(self.asked.remove(&page.request_id), Some(Asked::Members { show: true }));
         let me = self.me;
         self.ask_names(page.members.iter().map(|member| member.user_id));
         if let Some(chat) = self.chats.get_mut(&page.chat_id) {

@@ -63,7 +63,10 @@ pub(crate) fn run(args: &ChatArgs) -> Result<(), ClientError> {
     let (say, said) = sync_channel(QUEUE);
     let (order, orders) = sync_channel(QUEUE);
     let say_too = say.clone();
-    std::thread::Builder::new().name("session".to_owned()).spawn(move || serve(session, &orders, &say)).map_err(local)?;
+    std::thread::Builder::new()
+        .name("session".to_owned())
+        .spawn(move || serve(session, &orders, &say))
+        .map_err(local)?;
     let screen = Screen::take()?;
     std::thread::Builder::new().name("keys".to_owned()).spawn(move || read_keys(&say_too)).map_err(local)?;
     show(screen, &said, &order, wake)
@@ -165,7 +168,7 @@ fn show(
 fn hear(model: &mut Model, said: Said) -> Result<(), ClientError> {
     match said {
         Said::Update(Update::Connected(welcome)) => model.connected(&welcome),
-        Said::Update(Update::Disconnected { why, .. }) => model.disconnected(why),
+        Said::Update(Update::Disconnected { why, retry_in }) => model.disconnected(&why, retry_in),
         Said::Update(Update::Frame(frame)) => model.frame(*frame),
         Said::Update(Update::CaughtUp | Update::Idle | Update::Woken) => {}
         Said::Input(Input::Key(key)) if key.kind != KeyEventKind::Release => model.key(key, unix_ms()),

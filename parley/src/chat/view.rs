@@ -140,8 +140,7 @@ fn reach(chat: &Chat, event: &Event) -> String {
 }
 
 fn color(user: UserId) -> Color {
-    const COLORS: [Color; 6] =
-        [Color::Cyan, Color::Green, Color::Yellow, Color::Magenta, Color::Blue, Color::LightRed];
+    const COLORS: [Color; 6] = [Color::Cyan, Color::Green, Color::Yellow, Color::Magenta, Color::Blue, Color::LightRed];
     COLORS[(user.0 % COLORS.len() as u64) as usize]
 }
 
@@ -167,15 +166,7 @@ fn cut(text: &str, width: usize) -> String {
 }
 
 /// One message as lines: time, name, text, state; what does not fit goes on below the text's beginning.
-fn wrap(
-    lines: &mut Vec<Line<'static>>,
-    clock: &str,
-    name: &str,
-    color: Color,
-    text: &str,
-    state: &str,
-    width: usize,
-) {
+fn wrap(lines: &mut Vec<Line<'static>>, clock: &str, name: &str, color: Color, text: &str, state: &str, width: usize) {
     let dim = Style::new().add_modifier(Modifier::DIM);
     let name = cut(name, width / 3);
     let mut spans = vec![

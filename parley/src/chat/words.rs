@@ -44,10 +44,10 @@ const MUTE_HOURS_MAX: u64 = 876_000;
 /// The commands, for `/help`.
 pub(crate) const HELP: &[(&str, &str)] = &[
     ("/dm NAME", "chat with somebody"),
-    ("/group TITLE NAME...", "make a group; quote a title with spaces"),
+    ("/group TITLE NAME...", "new group; quote spaced titles"),
     ("/add NAME...", "add members to this group"),
     ("/remove NAME...", "remove members from this group"),
-    ("/role NAME ROLE", "member, admin, or owner (hands the group over)"),
+    ("/role NAME ROLE", "member, admin or owner"),
     ("/rename TITLE", "give this group another title"),
     ("/leave", "leave this group"),
     ("/members", "who is in this chat"),
@@ -55,7 +55,7 @@ pub(crate) const HELP: &[(&str, &str)] = &[
     ("/quit", "end (Ctrl-C too)"),
     ("Tab, Shift-Tab, Up, Down", "another chat"),
     ("PageUp, PageDown", "older and newer messages"),
-    ("// at the start", "a message that begins with a slash"),
+    ("// at the start", "a message beginning with /"),
 ];
 
 /// What a line means, or what is wrong with it.

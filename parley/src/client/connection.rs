@@ -127,12 +127,11 @@ impl Connection {
             .write_buffer_size(0)
             .max_message_size(Some(SERVER_FRAME_BYTES_MAX))
             .max_frame_size(Some(SERVER_FRAME_BYTES_MAX));
-        let (socket, _) = tungstenite::client::client_with_config(request, stream, Some(config)).map_err(|error| {
-            match error {
+        let (socket, _) =
+            tungstenite::client::client_with_config(request, stream, Some(config)).map_err(|error| match error {
                 tungstenite::HandshakeError::Failure(tungstenite::Error::Io(error)) => unreachable(error),
                 other => refused(&other),
-            }
-        })?;
+            })?;
         socket.get_ref().set_nonblocking(true).map_err(unreachable)?;
         Ok(Self { socket, encoding, unsent: false, buffer: Vec::new() })
     }
@@ -143,9 +142,8 @@ impl Connection {
             Ok(message @ (Message::Binary(_) | Message::Text(_))) => message.into_data(),
             Ok(Message::Close(frame)) => {
                 let _ = self.socket.flush();
-                let (code, reason) = frame.map_or((1005, String::new()), |frame| {
-                    (u16::from(frame.code), frame.reason.to_string())
-                });
+                let (code, reason) =
+                    frame.map_or((1005, String::new()), |frame| (u16::from(frame.code), frame.reason.to_string()));
                 return Heard::Closed { code, reason };
             }
             Ok(_) => {

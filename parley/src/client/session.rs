@@ -221,11 +221,6 @@ impl Session {
         id
     }
 
-    /// Requests without an answer yet.
-    pub(crate) fn unanswered(&self) -> usize {
-        self.queue.len()
-    }
-
     /// Takes a request over: sent now or when there is a connection, and again until it is answered.
     pub(crate) fn submit(&mut self, frame: ClientFrame) -> Result<(), ClientError> {
         if self.queue.push(frame) {
@@ -301,7 +296,7 @@ impl Session {
 
     /// Stores the position and says goodbye.
     pub(crate) fn close(mut self) -> Result<(), ClientError> {
-        let saved = self.save();
+        let saved = self.save_handed_on();
         if let Some(mut open) = self.open.take() {
             self.say_marks(&mut open);
             open.connection.close();
@@ -504,8 +499,7 @@ impl Session {
             ServerFrame::Welcome(welcome) => self.welcomed(welcome),
             ServerFrame::Reconnect(reconnect) => {
                 self.reconnect_delay = Some(Duration::from_millis(u64::from(reconnect.delay_ms.min(60_000))));
-                self.ticket =
-                    Some(Ticket { text: reconnect.resume, expires_at_ms: reconnect.resume_expires_at_ms });
+                self.ticket = Some(Ticket { text: reconnect.resume, expires_at_ms: reconnect.resume_expires_at_ms });
             }
             ServerFrame::Renewed(renewed) => self.set_renewal(renewed.expires_at_ms),
             ServerFrame::Pong(_) => {}
@@ -577,8 +571,7 @@ impl Session {
     fn welcomed(&mut self, welcome: Welcome) {
         self.me = Some(welcome.user_id);
         self.refused_logins = 0;
-        self.ticket =
-            Some(Ticket { text: welcome.resume.clone(), expires_at_ms: welcome.resume_expires_at_ms });
+        self.ticket = Some(Ticket { text: welcome.resume.clone(), expires_at_ms: welcome.resume_expires_at_ms });
         self.set_renewal(welcome.resume_expires_at_ms);
         self.follow.connected(welcome.user_id);
         self.listing = None;
@@ -624,19 +617,31 @@ impl Session {
         Ok(())
     }
 
-    /// Stores the position, if it changed since the last time: after what it stands for was handed on.
+    /// Stores the position, if it changed and nothing that it stands for still waits for the caller.
     pub(crate) fn save(&mut self) -> Result<(), ClientError> {
+        if self.ready.iter().any(is_event) { Ok(()) } else { self.save_handed_on() }
+    }
+
+    /// Stores the position of what was handed on. What waits in `ready` comes again.
+    fn save_handed_on(&mut self) -> Result<(), ClientError> {
         let Some(path) = &self.state_path else { return Ok(()) };
-        // What waits in `ready` was not handed on yet.
-        if !self.ready.is_empty() {
-            return Ok(());
+        let Some((mark, known)) = self.follow.take_changed() else { return Ok(()) };
+        let mut known = known.clone();
+        let mut all = true;
+        for update in &self.ready {
+            if let Update::Frame(frame) = update
+                && let ServerFrame::Event(event) = &**frame
+            {
+                all = false;
+                let before = event.seq.saturating_sub(1);
+                known.entry(event.chat_id).and_modify(|known| *known = (*known).min(before));
+            }
         }
-        if let Some((mark, known)) = self.follow.take_changed() {
+        if all {
             self.state.mark = mark;
-            self.state.known.clone_from(known);
-            self.state.save(path)?;
         }
-        Ok(())
+        self.state.known = known;
+        self.state.save(path)
     }
 
     fn own_request(&mut self) -> u32 {
@@ -662,6 +667,10 @@ impl Session {
             self.follow.list_refused();
         }
     }
+}
+
+fn is_event(update: &Update) -> bool {
+    matches!(update, Update::Frame(frame) if matches!(&**frame, ServerFrame::Event(_)))
 }
 
 fn take_due(later: &mut Vec<(Instant, ChatId, u64)>, now: Instant) -> Vec<(ChatId, u64)> {

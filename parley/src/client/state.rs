@@ -91,7 +91,8 @@ mod tests {
         };
         state.save(&path).expect("saved");
         assert_eq!(DeviceState::load(&path).expect("read"), Some(state));
-        for other in [("ws://b/ws", "älice", "tail"), ("ws://a/ws", "ölice", "tail"), ("ws://a/ws", "älice", "chat")] {
+        for other in [("ws://b/ws", "älice", "tail"), ("ws://a/ws", "ölice", "tail"), ("ws://a/ws", "älice", "chat")]
+        {
             assert_ne!(state_path(dir.path(), other.0, other.1, other.2), path);
         }
         std::fs::write(&path, "{").expect("written");

@@ -14,7 +14,7 @@ pub(crate) enum Who {
     /// `--as`.
     Name {
         /// The development key.
-        key: DevKey,
+        key: Box<DevKey>,
         /// The name.
         name: String,
     },

@@ -22,15 +22,14 @@ pub(super) fn run(args: &SendArgs) -> Result<(), ClientError> {
         ..MessageBody::default()
     };
     let envelope = Body::Message(body).to_envelope();
-    let sent =
-        talk.command(client_msg_id, ClientFrame::Send(frame::Send { chat_id, client_msg_id, envelope })).map_err(
-            |error| match error {
-                ClientError::TimedOut(what) => ClientError::TimedOut(format!(
-                    "{what}\nwhether it was sent is not known; repeat it with --client-msg-id {client_msg_id}"
-                )),
-                error => error,
-            },
-        )?;
+    let sent = talk
+        .command(client_msg_id, ClientFrame::Send(frame::Send { chat_id, client_msg_id, envelope }))
+        .map_err(|error| match error {
+            ClientError::TimedOut(what) => ClientError::TimedOut(format!(
+                "{what}\nwhether it was sent is not known; repeat it with --client-msg-id {client_msg_id}"
+            )),
+            error => error,
+        })?;
     talk.session.close()?;
     if args.script.json {
         return print_frame(&ServerFrame::Sent(sent));

@@ -17,6 +17,10 @@ use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 use storage_writer::Handle as Writer;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// How often a server looks whether its parts still run.
 const LOOK: Duration = Duration::from_millis(20);
@@ -145,12 +149,16 @@ fn machine() -> Machine {
 
 /// Logs to the standard error.
 pub(super) fn log(config: &parley_config::Log) {
-    let level: tracing::Level = config.level.as_str().parse().unwrap_or(tracing::Level::INFO);
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
+    let level: LevelFilter = config.level.as_str().parse().unwrap_or(LevelFilter::INFO);
+    // The engine tells at `info` what interests its own developers only.
+    let engine = if level > LevelFilter::INFO { level } else { level.min(LevelFilter::WARN) };
+    let targets = Targets::new().with_default(level).with_target("fjall", engine).with_target("lsm_tree", engine);
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let registry = tracing_subscriber::registry().with(targets);
     // A second call in one process changes nothing.
     let _ = match config.format {
-        LogFormat::Text => builder.with_ansi(false).try_init(),
-        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => registry.with(lines.with_ansi(false)).try_init(),
+        LogFormat::Json => registry.with(lines.json()).try_init(),
     };
 }
 
@@ -177,10 +185,7 @@ pub(super) fn writer_socket(configured: &Path, data: &Path) -> PathBuf {
 }
 
 /// What the gateway is started with.
-pub(super) fn gateway_options(
-    configuration: &Configuration,
-    data: &Path,
-) -> Result<gateway::Options, Failure> {
+pub(super) fn gateway_options(configuration: &Configuration, data: &Path) -> Result<gateway::Options, Failure> {
     let mut config = configuration.gateway.config.clone();
     let key = |error: gateway::identity::KeyError| Failure::of(&error);
     let file = |configured: &Path| Some(configured.to_owned()).filter(|path| !path.as_os_str().is_empty());

@@ -85,8 +85,10 @@ pub(crate) fn role(role: Role) -> &'static str {
 fn membership(body: &MembershipBody, sender: UserId, name: &dyn Fn(UserId) -> String) -> String {
     let mut parts = Vec::new();
     for change in &body.changes {
-        let who = if change.user_id == sender { "themselves".to_owned() } else { name(change.user_id) };
+        let who = name(change.user_id);
         parts.push(match change.action {
+            // Only a group's first event adds the one who sends it.
+            MemberAction::Added if change.user_id == sender => "creates the group".to_owned(),
             MemberAction::Added => format!("adds {who}"),
             MemberAction::Removed => format!("removes {who}"),
             MemberAction::Left => "leaves".to_owned(),

@@ -22,9 +22,7 @@ pub(super) fn run(args: &TailArgs) -> Result<(), ClientError> {
         let update = match tail.talk.next("messages") {
             Ok(update) => update,
             // Without a count there is nothing that was asked for and did not come, but for a session.
-            Err(ClientError::TimedOut(_))
-                if args.count.is_none() && !args.once && tail.talk.session.me().is_some() =>
-            {
+            Err(ClientError::TimedOut(_)) if args.count.is_none() && !args.once && tail.talk.session.me().is_some() => {
                 return tail.talk.session.close();
             }
             Err(error) => {

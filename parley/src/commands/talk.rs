@@ -39,7 +39,7 @@ pub(crate) fn session_options(
                     "no development key: {error}\nstart `parley up` here first, or name its data directory with --data"
                 ))
             })?;
-            Who::Name { key, name: name.clone() }
+            Who::Name { key: Box::new(key), name: name.clone() }
         }
         (None, Some(token)) => Who::Token(token.trim().to_owned()),
         (None, None) => {
