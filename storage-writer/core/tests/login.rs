@@ -1,0 +1,93 @@
+//! An identity becomes a user at its first login; a name belongs to one user.
+
+mod common;
+
+use common::{Scripted, World, defaults};
+use parley_protocol::frame::UserName;
+use parley_protocol::link::{Ask, Reply};
+use parley_protocol::{ErrorCode, UserId};
+use storage_core::model::Model;
+use storage_core::store::Outcome;
+
+fn ask(subject: &str, name: &str) -> Ask {
+    Ask::Login { issuer: "https://issuer".to_owned(), subject: subject.to_owned(), name: name.to_owned() }
+}
+
+fn login(world: &mut World<Scripted>, subject: &str, name: &str) -> UserName {
+    match world.ask(ask(subject, name)) {
+        Reply::LoggedIn(user) => user,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_identity_keeps_its_user_and_its_name() {
+    let mut world = defaults();
+    let alice = login(&mut world, "a", "alice");
+    assert_eq!(alice.name, "alice");
+    assert_eq!(login(&mut world, "a", "other"), alice);
+    let state = world.store.model.state.clone();
+    let mut world = world.restart(Scripted { model: Model::open(state), ..Scripted::default() });
+    world.epoch = 1;
+    world.open_link(1);
+    assert_eq!(login(&mut world, "a", ""), alice);
+    let Reply::Users(found) = world.read(&Ask::Resolve { names: vec!["alice".to_owned(), "nobody".to_owned()] }) else {
+        panic!()
+    };
+    assert_eq!(found, vec![alice.clone()]);
+    let asked = Ask::Profiles { users: vec![UserId(3), alice.user_id] };
+    assert_eq!(world.read(&asked), Reply::Users(vec![alice]));
+}
+
+#[test]
+fn a_taken_or_bad_name_leaves_one_without() {
+    let mut world = defaults();
+    login(&mut world, "a", "alice");
+    for (at, name) in ["alice", "", "tab\tname", &"x".repeat(65)].into_iter().enumerate() {
+        assert_eq!(login(&mut world, &format!("{at}"), name).name, "", "{name:?}");
+    }
+    assert_eq!(login(&mut world, "long", &"x".repeat(64)).name.len(), 64);
+}
+
+#[test]
+fn first_logins_in_flight_are_one() {
+    let mut world = defaults();
+    world.store.manual = true;
+    let numbers = [world.put(1, ask("a", "alice")), world.put(1, ask("a", "alice")), world.put(1, ask("b", "alice"))];
+    world.run();
+    let late = world.put(1, ask("a", ""));
+    world.run();
+    assert!(numbers.iter().all(|no| !world.answers.contains_key(&(1, *no))), "not before it is durable");
+    world.store.answer(Outcome::Durable);
+    world.run();
+    let user = |no| match &world.answers[&(1, no)] {
+        Reply::LoggedIn(user) => user.clone(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((user(numbers[0]), user(late)), (user(numbers[1]), user(numbers[0])));
+    assert_ne!(user(numbers[0]).user_id, user(numbers[2]).user_id);
+    assert_eq!((user(numbers[0]).name.as_str(), user(numbers[2]).name.as_str()), ("alice", ""));
+}
+
+#[test]
+fn an_identity_that_no_token_has_is_refused() {
+    let mut world = defaults();
+    assert_eq!(world.ask(ask("", "x")), Reply::Refused(ErrorCode::BadFrame));
+    assert_eq!(world.ask(ask(&"s".repeat(5_000), "x")), Reply::Refused(ErrorCode::BadFrame));
+    let ambiguous = Ask::Login { issuer: "a\0b".to_owned(), subject: "c".to_owned(), name: String::new() };
+    assert_eq!(world.ask(ambiguous), Reply::Refused(ErrorCode::BadFrame));
+}
+
+#[test]
+fn who_is_known_logs_in_while_the_disk_is_full() {
+    let mut world = defaults();
+    let alice = login(&mut world, "a", "alice");
+    world.store.manual = true;
+    let new = world.put(1, ask("b", "bob"));
+    world.run();
+    world.store.answer(Outcome::Failed("no room".to_owned()));
+    world.run();
+    assert_eq!(world.reply(new), Some(Reply::Failed));
+    assert_eq!(login(&mut world, "a", ""), alice);
+    assert_eq!(world.ask(ask("b", "bob")), Reply::Failed);
+}
