@@ -232,7 +232,7 @@ impl Shard {
     }
 
     /// Sends something to users, wherever they are, one message a shard.
-    fn to_users(
+    fn fan_out_to_users(
         &mut self,
         now: Now,
         users: impl Iterator<Item = UserId>,
@@ -253,7 +253,7 @@ impl Shard {
     fn nudge_members(&mut self, now: Now, chat_id: ChatId, out: &mut Out) {
         let Some(home) = self.chats.get(&chat_id) else { return };
         let users: Vec<UserId> = home.members.iter().map(|member| member.user_id).collect();
-        self.to_users(now, users.into_iter(), Fanout::Nudge, out);
+        self.fan_out_to_users(now, users.into_iter(), Fanout::Nudge, out);
     }
 
     fn arm_receipts(&mut self, now: Now, chat_id: ChatId) {
@@ -310,7 +310,7 @@ impl Shard {
                 let (delivered_seq, read_seq) = (marked.delivered_seq, marked.own.read_seq);
                 let receipt = ServerFrame::Receipt(Receipt { chat_id, user_id, delivered_seq, read_seq });
                 let fan = Arc::new(Fan::new(receipt));
-                self.to_users(now, others.into_iter(), |users| Fanout::Beside { fan: fan.clone(), users }, out);
+                self.fan_out_to_users(now, others.into_iter(), |users| Fanout::Beside { fan: fan.clone(), users }, out);
             }
             if let Some(inbox_seq) = marked.inbox_seq {
                 let fan = Arc::new(Fan::new(ServerFrame::Own(marked.own)));
@@ -336,7 +336,7 @@ impl Shard {
         home.heads_armed = false;
         let fan = Arc::new(Fan::new(ServerFrame::Head(home.head(chat_id))));
         let users: Vec<UserId> = home.members.iter().map(|member| member.user_id).collect();
-        self.to_users(now, users.into_iter(), |users| Fanout::Beside { fan: fan.clone(), users }, out);
+        self.fan_out_to_users(now, users.into_iter(), |users| Fanout::Beside { fan: fan.clone(), users }, out);
     }
 }
 

@@ -12,7 +12,7 @@ use parley_protocol::check::check_envelope;
 use parley_protocol::frame::{self, Pong, ServerFrame};
 use parley_protocol::link::{Action, Ask, Command};
 use parley_protocol::wire::{self, Encoding};
-use parley_protocol::{ClientFrame, ErrorCode, close, limits, partition};
+use parley_protocol::{ChatId, ClientFrame, ErrorCode, UserId, close, limits, partition};
 
 /// What a session may have sent ahead of a pause: what the kernel and the shell had read already.
 const STASH_BYTES_MAX: usize = 1 << 20;
@@ -191,7 +191,7 @@ impl Shard {
             _ => unreachable!("take_frame sends these two here"),
         };
         let command = Command { chat_id: Some(chat_id), sender, client_msg_id, action };
-        self.to_home(target, conn, sender, HomeAsk::Command(command), out);
+        self.ask_shard(target, conn, sender, HomeAsk::Command(command), out);
         Taken::Done
     }
 
@@ -236,11 +236,11 @@ impl Shard {
         let Some(session) = self.session(conn) else { return Taken::Done };
         session.requests += 1;
         let user_id = session.user_id;
-        self.to_home(target, conn, user_id, ask, out);
+        self.ask_shard(target, conn, user_id, ask, out);
         Taken::Done
     }
 
-    fn to_home(&mut self, target: u16, conn: ConnId, user_id: parley_protocol::UserId, ask: HomeAsk, out: &mut Out) {
+    fn ask_shard(&mut self, target: u16, conn: ConnId, user_id: UserId, ask: HomeAsk, out: &mut Out) {
         let origin = Origin { shard: self.options.shard, conn, user_id };
         let message = Mesh::Ask { origin, ask };
         if target == self.options.shard {
@@ -250,13 +250,7 @@ impl Shard {
         }
     }
 
-    fn subscribe(
-        &mut self,
-        conn: ConnId,
-        chat_id: parley_protocol::ChatId,
-        frame: ClientFrame,
-        out: &mut Out,
-    ) -> Taken {
+    fn subscribe(&mut self, conn: ConnId, chat_id: ChatId, frame: ClientFrame, out: &mut Out) -> Taken {
         let subscriptions_max = self.options.subscriptions_max;
         let Some(session) = self.session(conn) else { return Taken::Done };
         if session.subscriptions.len() >= subscriptions_max && !session.subscriptions.contains(&chat_id) {

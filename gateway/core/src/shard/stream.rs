@@ -4,6 +4,9 @@
 use crate::fan::Fan;
 use std::sync::Arc;
 
+/// Items with their numbers, rising.
+type Held = Vec<(u64, Arc<Fan>)>;
+
 /// Position and hole handling of one session.
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -22,7 +25,7 @@ pub(crate) struct Stream {
     /// Items were dropped for want of room: read on when there is some.
     behind: bool,
     /// Items ahead of the position, by number.
-    held: Option<Box<Vec<(u64, Arc<Fan>)>>>,
+    held: Option<Box<Held>>,
 }
 
 /// What to do with a live item.

@@ -387,14 +387,14 @@ impl World {
     fn writer_action(&mut self, action: Action) {
         match action {
             Action::Store(op, request) => self.model.submit(op, request),
-            Action::Send { link, record } => self.to_gateway(link, &record),
+            Action::Send { link, record } => self.answer_gateway(link, &record),
             Action::Read { link, no, ask } => {
                 let options = ReadOptions {
                     inbox_fanout_members_max: self.writer_options.inbox_fanout_members_max,
                     sync_backlog_max: self.writer_options.sync_backlog_max,
                 };
                 let reply = reads::answer(&self.model.state, &options, &ask);
-                self.to_gateway(link, &ToGateway::Answer(Answer { no, reply }));
+                self.answer_gateway(link, &ToGateway::Answer(Answer { no, reply }));
             }
             Action::Close { link } => {
                 if let Some((gateway, shard, _)) = self.link_inputs.remove(&link) {
@@ -413,7 +413,7 @@ impl World {
         }
     }
 
-    fn to_gateway(&mut self, link: u64, record: &ToGateway) {
+    fn answer_gateway(&mut self, link: u64, record: &ToGateway) {
         let Some((gateway, shard, _)) = self.link_inputs.get(&link) else { return };
         let (gateway, shard) = (*gateway, *shard);
         let mut bytes = Vec::new();
