@@ -17,7 +17,7 @@ repeat with the same --client-msg-id); 4 the token was not taken.";
 
 /// A chat backend: a thread-per-core gateway, durable storage, and clients.
 #[derive(Debug, Parser)]
-#[command(name = "parley", version, about, after_help = EXAMPLES, max_term_width = 110)]
+#[command(name = "parley", version, about, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -66,7 +66,7 @@ pub(crate) enum Command {
 SIGTERM or Ctrl-C sees the clients off and ends; a second one ends at once.")]
 pub(crate) struct UpArgs {
     /// The directory of everything that lasts [default: `data` of storage-writer.toml, ./data].
-    #[arg(long, env = "PARLEY_DATA", value_name = "DIR")]
+    #[arg(long, env = "PARLEY_DATA", hide_env_values = true, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) gateway: GatewayFlags,
@@ -99,7 +99,7 @@ pub(crate) struct GatewayFlags {
   parley gateway --data ./data")]
 pub(crate) struct GatewayArgs {
     /// Where the storage-writer's socket and the keys are.
-    #[arg(long, env = "PARLEY_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(long, env = "PARLEY_DATA", hide_env_values = true, default_value = "data", value_name = "DIR")]
     pub(crate) data: PathBuf,
     #[command(flatten)]
     pub(crate) gateway: GatewayFlags,
@@ -112,7 +112,7 @@ pub(crate) struct GatewayArgs {
 #[derive(Debug, Args)]
 pub(crate) struct StorageWriterArgs {
     /// The directory of everything that lasts [default: `data` of storage-writer.toml, ./data].
-    #[arg(long, env = "PARLEY_DATA", value_name = "DIR")]
+    #[arg(long, env = "PARLEY_DATA", hide_env_values = true, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
     /// Where /healthz, /readyz and /metrics are [default: 127.0.0.1:7403].
     #[arg(long, value_name = "ADDR")]
@@ -148,7 +148,7 @@ pub(crate) struct CheckArgs {
 #[derive(Debug, Args)]
 pub(crate) struct CheckStoreArgs {
     /// The data directory.
-    #[arg(long, env = "PARLEY_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(long, env = "PARLEY_DATA", hide_env_values = true, default_value = "data", value_name = "DIR")]
     pub(crate) data: PathBuf,
 }
 
@@ -167,19 +167,19 @@ pub(crate) enum DriverArg {
 #[derive(Debug, Args)]
 pub(crate) struct ClientArgs {
     /// The gateway's WebSocket address.
-    #[arg(long, env = "PARLEY_URL", default_value = "ws://127.0.0.1:7400/ws")]
+    #[arg(long, env = "PARLEY_URL", hide_env_values = true, default_value = "ws://127.0.0.1:7400/ws")]
     pub(crate) url: String,
     /// Log in under this name with the development key of --data (loopback only); a first use creates the user.
     #[arg(long = "as", value_name = "NAME", conflicts_with = "token")]
     pub(crate) name: Option<String>,
-    /// Log in with this access token.
-    #[arg(long, env = "PARLEY_TOKEN", hide_env_values = true)]
+    /// Log in with this access token [env: PARLEY_TOKEN, where --as is not given].
+    #[arg(long)]
     pub(crate) token: Option<String>,
     /// The data directory of `parley up`, where the development key is.
-    #[arg(long, env = "PARLEY_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(long, env = "PARLEY_DATA", hide_env_values = true, default_value = "data", value_name = "DIR")]
     pub(crate) data: PathBuf,
     /// Where devices keep their position [default: $XDG_DATA_HOME/parley or ~/.local/share/parley].
-    #[arg(long, env = "PARLEY_STATE", value_name = "DIR")]
+    #[arg(long, env = "PARLEY_STATE", hide_env_values = true, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     /// The device's id, 32 hex digits [default: one of its own for `tail` and for `chat`, else a new one].
     #[arg(long, value_name = "HEX")]
@@ -216,7 +216,7 @@ pub(crate) struct TokenArgs {
     #[arg(long)]
     pub(crate) service: bool,
     /// The data directory of `parley up`, where the development key is.
-    #[arg(long, env = "PARLEY_DATA", default_value = "data", value_name = "DIR")]
+    #[arg(long, env = "PARLEY_DATA", hide_env_values = true, default_value = "data", value_name = "DIR")]
     pub(crate) data: PathBuf,
     /// Print a JSON object with the time at which it expires.
     #[arg(long)]
@@ -434,6 +434,57 @@ impl From<RoleArg> for Role {
             RoleArg::Member => Role::Member,
             RoleArg::Admin => Role::Admin,
             RoleArg::Owner => Role::Owner,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_help_of_every_command_teaches() {
+        let mut text = String::new();
+        let mut root = Cli::command();
+        root.build();
+        let mut waiting = vec![root];
+        while let Some(mut command) = waiting.pop() {
+            let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
+            text.push_str(&format!("==== {name}\n{}\n", command.render_help()));
+            let inner = command.get_subcommands().filter(|inner| inner.get_name() != "help");
+            waiting.extend(inner.cloned().collect::<Vec<_>>().into_iter().rev());
+        }
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn arguments_are_checked() {
+        Cli::command().debug_assert();
+        let parse = |line: &str| Cli::try_parse_from(line.split(' ')).map_err(|error| error.to_string());
+        for line in [
+            "parley send --as alice --to bob hi",
+            "parley send --token t --to 42a778f670800000054ef1ecef800000 - --json",
+            "parley group role --as a --with 42a778f670800000054ef1ecef800000 bob admin",
+            "parley group create --as alice climbing bob carol",
+            "parley tail --as bob --count 1 --timeout-ms 5 --device 000000000000000000000000000000ff",
+            "parley up --data d --listen 127.0.0.1:0 --admin 127.0.0.1:0 --shards 2 --driver epoll --config c",
+            "parley echo --listen 127.0.0.1:0 --driver uring --shards 1",
+        ] {
+            assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
+        }
+        for (line, says) in [
+            ("parley", "Usage"),
+            ("parley sned", "similar subcommand"),
+            ("parley send --as alice --token t --to bob hi", "cannot be used with"),
+            ("parley send --as alice hi", "--to"),
+            ("parley tail --as bob --device xyz", "32 lower-case hex digits"),
+            ("parley group role --as a --group g bob king", "member, admin, owner"),
+            ("parley history --as a --with b --before 1 --after 2", "cannot be used with"),
+            ("parley up --driver kqueue", "auto, uring, epoll"),
+        ] {
+            let error = parse(line).expect_err(line);
+            assert!(error.contains(says), "{line}: {error}");
         }
     }
 }

@@ -218,8 +218,11 @@ impl Model {
     pub(crate) fn connected(&mut self, welcome: &Welcome) {
         self.link = Link::Up;
         self.me = Some(welcome.user_id);
-        self.my_name.clone_from(&welcome.name);
-        self.names.insert(welcome.user_id, welcome.name.clone());
+        // A name does not go away; an empty one says nothing.
+        if !welcome.name.is_empty() {
+            self.my_name.clone_from(&welcome.name);
+            self.names.insert(welcome.user_id, welcome.name.clone());
+        }
         if let Some(chat_id) = self.open {
             self.mark_read(chat_id);
         }

@@ -116,6 +116,8 @@ pub(crate) struct Session {
     backoff: Backoff,
     ticket: Option<Ticket>,
     refused_logins: u32,
+    /// Of the token of the last `Hello` that had one, where it is known.
+    token_expires_at_ms: Option<u64>,
     reconnect_delay: Option<Duration>,
     ready: VecDeque<Update>,
     wake: Option<UnixStream>,
@@ -187,6 +189,7 @@ impl Session {
             backoff: Backoff::default(),
             ticket: None,
             refused_logins: 0,
+            token_expires_at_ms: None,
             reconnect_delay: None,
             ready: VecDeque::new(),
             wake: None,
@@ -347,7 +350,11 @@ impl Session {
         self.ticket = self.ticket.take().filter(|ticket| ticket.expires_at_ms > now_ms);
         let (token, resume) = match &self.ticket {
             Some(ticket) => (None, Some(ticket.text.clone())),
-            None => (Some(self.options.who.token(now_ms)?.0), None),
+            None => {
+                let (token, expires_at_ms) = self.options.who.token(now_ms)?;
+                self.token_expires_at_ms = expires_at_ms;
+                (Some(token), None)
+            }
         };
         Ok(ClientFrame::Hello(frame::Hello {
             version: limits::PROTOCOL_VERSION,
@@ -501,7 +508,10 @@ impl Session {
                 self.reconnect_delay = Some(Duration::from_millis(u64::from(reconnect.delay_ms.min(60_000))));
                 self.ticket = Some(Ticket { text: reconnect.resume, expires_at_ms: reconnect.resume_expires_at_ms });
             }
-            ServerFrame::Renewed(renewed) => self.set_renewal(renewed.expires_at_ms),
+            ServerFrame::Renewed(renewed) => {
+                self.token_expires_at_ms = Some(renewed.expires_at_ms);
+                self.set_renewal(renewed.expires_at_ms);
+            }
             ServerFrame::Pong(_) => {}
             frame if self.options.mode == Mode::Quiet => self.ready.push_back(Update::Frame(Box::new(frame))),
             ServerFrame::Event(event) => {
@@ -572,7 +582,9 @@ impl Session {
         self.me = Some(welcome.user_id);
         self.refused_logins = 0;
         self.ticket = Some(Ticket { text: welcome.resume.clone(), expires_at_ms: welcome.resume_expires_at_ms });
-        self.set_renewal(welcome.resume_expires_at_ms);
+        // Whichever ends first: a ticket may be given for another time than the token has.
+        let expires_at_ms = self.token_expires_at_ms.unwrap_or(u64::MAX).min(welcome.resume_expires_at_ms);
+        self.set_renewal(expires_at_ms);
         self.follow.connected(welcome.user_id);
         self.listing = None;
         self.queue.connection_opened();

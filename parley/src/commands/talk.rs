@@ -9,6 +9,9 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
+/// What may come between a question and its answer.
+const ASIDE_MAX: usize = 65_536;
+
 /// A session, its deadline, and the names it has learnt.
 pub(crate) struct Talk {
     pub(crate) session: Session,
@@ -26,7 +29,9 @@ pub(crate) fn session_options(
     purpose: &'static str,
 ) -> Result<SessionOptions, ClientError> {
     let address = Address::parse(&args.url).map_err(ClientError::Asked)?;
-    let who = match (&args.name, &args.token) {
+    let from_env = || std::env::var("PARLEY_TOKEN").ok().filter(|token| !token.is_empty());
+    let token = args.token.clone().or_else(from_env);
+    let who = match (&args.name, token) {
         (Some(name), _) => {
             if !address.is_loopback() {
                 return Err(ClientError::Asked(format!(
@@ -139,6 +144,7 @@ impl Talk {
         let found = loop {
             match self.next(what) {
                 Ok(Update::Frame(frame)) if is_it(&frame) => break Ok(*frame),
+                Ok(_) if aside.len() >= ASIDE_MAX => break Err(ClientError::TimedOut(format!("no {what} so far"))),
                 Ok(update) => aside.push(update),
                 Err(error) => break Err(error),
             }

@@ -46,7 +46,8 @@ fn text(chat_id: ChatId, seq: u64, sender: UserId, text: &str) -> Event {
 }
 
 fn summary(chat_id: ChatId, head: u64, unread: u64) -> ChatSummary {
-    let own = OwnState { chat_id, read_seq: head - unread, read_ordinal: head - unread, read_sent: 0, muted_until_ms: 0 };
+    let own =
+        OwnState { chat_id, read_seq: head - unread, read_ordinal: head - unread, read_sent: 0, muted_until_ms: 0 };
     ChatSummary {
         chat_id,
         title: if chat_id == group() { "the team".to_owned() } else { String::new() },
@@ -262,10 +263,7 @@ fn a_group_is_made_named_and_left() {
     assert_eq!(model.open, Some(chat_id));
     let change = |user_id, action, role| MemberChange { user_id, action, role };
     let body = MembershipBody {
-        changes: vec![
-            change(ALICE, MemberAction::Added, Role::Owner),
-            change(BOB, MemberAction::Added, Role::Member),
-        ],
+        changes: vec![change(ALICE, MemberAction::Added, Role::Owner), change(BOB, MemberAction::Added, Role::Member)],
     };
     model.frame(ServerFrame::Event(event(chat_id, 1, ALICE, Body::Membership(body))));
     model.frame(ServerFrame::Event(event(chat_id, 2, BOB, Body::Title(TitleBody { title: "renamed".to_owned() }))));
