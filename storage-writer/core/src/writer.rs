@@ -1,8 +1,8 @@
-//! The sequencer: one owner of all that is numbered. `handle_*` puts in what happened, `flush` seals the gathered group,
-//! `poll_action` gives what to do; after a start, first drain the actions.
+//! The sequencer: one owner of all that is numbered. `handle_*` puts in what happened, `flush` seals the gathered
+//! group, `poll_action` gives what to do; after a start, first drain the actions.
 //!
 //! In memory is the state as of everything numbered, durable or not; nothing that depends on it leaves before it is
-//! durable. A request waits until all that it needs is in memory (`jobs`), is judged and numbered (`judge`, `marks`,
+//! durable. A request waits until all that it needs is in memory (`jobs`, `loads`), is judged and numbered (`judge`, `marks`,
 //! `login`), and its answer leaves with its group (`groups`). Links and epochs are in `links`.
 //!
 //! ```text
@@ -20,6 +20,7 @@ mod invariants;
 mod jobs;
 mod judge;
 mod links;
+mod loads;
 mod login;
 mod marks;
 mod roles;
@@ -30,8 +31,9 @@ use crate::store::{CommandName, Meta, OpId, StoreRequest, StoreResult};
 use cache::{Cache, Chat, User};
 use groups::{Flight, Gathering};
 use hashbrown::HashMap;
-use jobs::{Job, JobKey, LoadKey, Name, Op, Queue, Unique};
+use jobs::{Job, JobKey, Queue};
 use links::Link;
+use loads::{LoadKey, Name, Op, Unique};
 use parley_idgen::{Generator, Worker};
 use parley_protocol::link::{LinkHello, Request, ToGateway};
 use parley_protocol::{ChatId, PARTITIONS, UserId};
@@ -100,7 +102,7 @@ pub struct Writer {
     hellos: VecDeque<(LinkId, LinkHello)>,
     /// Requests that wait for the store to be well again: loads of chats, barriers. Bounded by `parked_max`.
     held: VecDeque<(LinkId, Request)>,
-    scratch: Vec<jobs::Need>,
+    scratch: Vec<loads::Need>,
 }
 
 impl Writer {

@@ -196,3 +196,18 @@ fn requests_of_nonsense_are_refused_without_a_load() {
     assert_eq!(world.ask(ask), Reply::Refused(ErrorCode::BadFrame));
     assert_eq!(world.store.load_count, before);
 }
+
+#[test]
+fn a_start_on_a_full_disk_waits_for_room() {
+    let mut world = World::new(Options::default(), Scripted { manual: true, ..Scripted::default() });
+    world.writer.handle_hello(world.now, 1, common::hello(7, 0));
+    world.run();
+    world.store.answer(Outcome::Failed("no room".to_owned()));
+    world.run();
+    assert_eq!(world.writer.status().reason.as_deref(), Some("no room"));
+    assert!(world.sent.is_empty(), "nobody is welcome before the writer's epoch is stored");
+    world.store.manual = false;
+    world.tick(1_000);
+    assert!(world.writer.status().ready && world.sent.len() == 1);
+    assert_eq!((world.store.model.state.meta.writer_epoch, world.store.model.state.meta.home_epoch), (1, 1));
+}

@@ -1,5 +1,5 @@
-//! Random commands of random users over two gateways' lives, with random outcomes, crashes and cut links: at the end the
-//! store is whole, every answer was true, and each command was done once.
+//! Random commands of random users, with random outcomes, crashes and cut links: at the end the store is whole, every
+//! answer was true, and each command was done once.
 
 mod common;
 

@@ -1,7 +1,8 @@
 //! Groups: gathering, sealing, and what follows from each outcome. Answers leave here, in the order of the groups.
 
 use super::api::{HaltReason, LinkId};
-use super::jobs::{Answered, NameState, Op, UniqueState};
+use super::jobs::Answered;
+use super::loads::Op;
 use super::{Phase, Writer};
 use crate::store::{Append, Group, Meta, OpId, Outcome, StoreRequest};
 use parley_idgen::NotYet;
@@ -410,25 +411,5 @@ impl Writer {
             self.release_pending(pending);
         }
         self.run_held();
-    }
-
-    fn name_durable(&mut self, row: &crate::store::CommandRow) {
-        if let hashbrown::hash_map::Entry::Occupied(mut name) = self.names.entry(row.name) {
-            if name.get().waiting == 0 {
-                name.remove();
-            } else {
-                name.get_mut().state = NameState::Known(Some(*row));
-            }
-        }
-    }
-
-    fn unique_durable(&mut self, key: &str, value: u128) {
-        if let Some(unique) = self.uniques.get_mut(key) {
-            if unique.waiting == 0 {
-                self.uniques.remove(key);
-            } else {
-                unique.state = UniqueState::Known(Some(value));
-            }
-        }
     }
 }

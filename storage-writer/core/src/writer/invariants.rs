@@ -1,6 +1,6 @@
 //! What always holds between two calls. Tests and the simulator run this pass after each event.
 
-use super::jobs::NameState;
+use super::loads::NameState;
 use super::{Phase, Writer};
 use std::collections::HashSet;
 

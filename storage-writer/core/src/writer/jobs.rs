@@ -2,10 +2,11 @@
 //! the jobs of one chat, in the order of their arrival.
 
 use super::api::{Action, LinkId};
-use super::cache::{Chat, User};
+use super::cache::Chat;
+use super::loads::Need;
 use super::marks::Fact;
 use super::{Phase, Writer};
-use crate::store::{CommandName, CommandRow, OpId, StoreRequest, StoreResult};
+use crate::store::CommandName;
 use parley_protocol::link::{Ask, Reply, Request};
 use parley_protocol::{ChatId, ChatKind, ErrorCode, UserId, limits, partition};
 
@@ -53,78 +54,6 @@ impl Job {
 pub(super) struct Queue {
     pub(super) first: JobKey,
     pub(super) last: JobKey,
-}
-
-/// What an operation in the store is for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Op {
-    Meta,
-    Commit,
-    Chat(ChatId),
-    User(UserId),
-    Name(CommandName),
-    Unique(String),
-    /// The ordinal of a fact of a job.
-    FactEvent(JobKey, usize),
-    /// The count of a fact of a job.
-    FactCount(JobKey, usize),
-}
-
-/// What several jobs may wait for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum LoadKey {
-    Chat(ChatId),
-    User(UserId),
-}
-
-/// The name of a command that somebody waits on, or that is numbered and not yet durable.
-#[derive(Debug)]
-pub(super) struct Name {
-    /// Jobs of this name.
-    pub(super) waiting: u32,
-    pub(super) state: NameState,
-    /// The job that waits for the look-up, and others.
-    waiter: Option<JobKey>,
-    waiters: Vec<JobKey>,
-}
-
-/// What is known of a name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NameState {
-    Asked,
-    Known(Option<CommandRow>),
-    /// The store could not say.
-    Damaged,
-    /// Numbered, and not yet durable.
-    Flight(CommandRow),
-}
-
-/// A unique key that somebody waits on, or that is in a group.
-#[derive(Debug)]
-pub(super) struct Unique {
-    pub(super) waiting: u32,
-    pub(super) state: UniqueState,
-    waiters: Vec<JobKey>,
-}
-
-/// What is known of a unique key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum UniqueState {
-    Asked,
-    Known(Option<u128>),
-    /// The store could not say.
-    Damaged,
-    /// In a group that is not yet durable.
-    Flight(u128),
-}
-
-/// Something that must be in memory before a job is judged.
-#[derive(Clone, Debug)]
-pub(super) enum Need {
-    Chat(ChatId),
-    User(UserId),
-    Unique(String),
-    Fact(Fact),
 }
 
 /// What came of judging a job.
@@ -304,153 +233,6 @@ impl Writer {
         Some(chat)
     }
 
-    fn need(&mut self, key: JobKey, need: Need) {
-        let tick = self.tick;
-        let (load, op, request) = match need {
-            Need::Chat(chat_id) => {
-                if let Some(chat) = self.chats.get_mut(chat_id) {
-                    chat.usage.touched = tick;
-                    return;
-                }
-                (LoadKey::Chat(chat_id), Op::Chat(chat_id), StoreRequest::LoadChat(chat_id))
-            }
-            Need::User(user_id) => {
-                if let Some(user) = self.users.get_mut(user_id) {
-                    user.usage.touched = tick;
-                    return;
-                }
-                (LoadKey::User(user_id), Op::User(user_id), StoreRequest::LoadUser(user_id))
-            }
-            Need::Unique(unique) => return self.need_unique(key, unique),
-            Need::Fact(fact) => return self.need_fact(key, fact),
-        };
-        self.jobs[key].missing += 1;
-        let waiters = self.loads.entry(load).or_default();
-        waiters.push(key);
-        if waiters.len() == 1 {
-            self.store(op, request);
-        }
-    }
-
-    fn need_name(&mut self, key: JobKey, row: CommandName) {
-        let name = self.names.entry(row).or_insert(Name {
-            waiting: 0,
-            state: NameState::Asked,
-            waiter: None,
-            waiters: Vec::new(),
-        });
-        name.waiting += 1;
-        if name.state != NameState::Asked {
-            self.jobs[key].damaged |= name.state == NameState::Damaged;
-            return;
-        }
-        self.jobs[key].missing += 1;
-        if name.waiter.is_some() {
-            name.waiters.push(key);
-        } else {
-            name.waiter = Some(key);
-            self.store(Op::Name(row), StoreRequest::FindCommand(row));
-        }
-    }
-
-    fn need_unique(&mut self, key: JobKey, text: String) {
-        let unique = self.uniques.entry(text.clone()).or_insert(Unique {
-            waiting: 0,
-            state: UniqueState::Asked,
-            waiters: Vec::new(),
-        });
-        unique.waiting += 1;
-        let job = &mut self.jobs[key];
-        job.unique_keys.push(text.clone());
-        job.damaged |= unique.state == UniqueState::Damaged;
-        if unique.state == UniqueState::Asked {
-            job.missing += 1;
-            unique.waiters.push(key);
-            if unique.waiters.len() == 1 {
-                self.store(Op::Unique(text.clone()), StoreRequest::FindUnique(text));
-            }
-        }
-    }
-
-    /// A load is answered: memory takes it, and who waited for it goes on.
-    pub(super) fn loaded(&mut self, op: Op, result: StoreResult) {
-        match (op, result) {
-            (Op::Chat(chat_id), result) => {
-                let loaded = match result {
-                    StoreResult::Chat(stored) => Chat::load(chat_id, stored).ok(),
-                    _ => None,
-                };
-                let damaged = loaded.is_none();
-                if let Some(mut chat) = loaded {
-                    chat.usage.touched = self.tick;
-                    self.chats.insert(chat_id, chat);
-                }
-                self.wake_all(LoadKey::Chat(chat_id), damaged);
-            }
-            (Op::User(user_id), result) => {
-                let loaded = match result {
-                    StoreResult::User(stored) => Some(User::load(stored)),
-                    _ => None,
-                };
-                let damaged = loaded.is_none();
-                if let Some(mut user) = loaded {
-                    user.usage.touched = self.tick;
-                    self.users.insert(user_id, user);
-                }
-                self.wake_all(LoadKey::User(user_id), damaged);
-            }
-            (Op::Name(row), result) => {
-                let found = match result {
-                    StoreResult::Found(found) => Some(found),
-                    _ => None,
-                };
-                let Some(name) = self.names.get_mut(&row) else { return };
-                name.state = found.map_or(NameState::Damaged, NameState::Known);
-                let first = name.waiter.take();
-                let others = std::mem::take(&mut name.waiters);
-                for key in first.into_iter().chain(others) {
-                    self.wake(key, found.is_none());
-                }
-            }
-            (Op::Unique(key), result) => {
-                let found = match result {
-                    StoreResult::Unique(found) => Some(found),
-                    _ => None,
-                };
-                let Some(unique) = self.uniques.get_mut(&key) else { return };
-                unique.state = found.map_or(UniqueState::Damaged, UniqueState::Known);
-                for key in std::mem::take(&mut unique.waiters) {
-                    self.wake(key, found.is_none());
-                }
-            }
-            (Op::FactEvent(key, at), StoreResult::Event(Some(event))) => {
-                self.jobs[key].facts[at].take_event(&event);
-                self.wake(key, false);
-            }
-            (Op::FactCount(key, at), StoreResult::Count(count)) => {
-                self.jobs[key].facts[at].take_count(count);
-                self.wake(key, false);
-            }
-            (Op::FactEvent(key, _) | Op::FactCount(key, _), _) => self.wake(key, true),
-            (Op::Meta | Op::Commit, _) => unreachable!("dispatched before"),
-        }
-    }
-
-    fn wake_all(&mut self, load: LoadKey, damaged: bool) {
-        for key in self.loads.remove(&load).unwrap_or_default() {
-            self.wake(key, damaged);
-        }
-    }
-
-    fn wake(&mut self, key: JobKey, damaged: bool) {
-        let job = &mut self.jobs[key];
-        job.missing -= 1;
-        job.damaged |= damaged;
-        if job.missing == 0 {
-            self.run(key);
-        }
-    }
-
     /// Judges a job if its turn has come, and then those behind it.
     pub(super) fn run(&mut self, key: JobKey) {
         match self.jobs[key].queue {
@@ -529,38 +311,13 @@ impl Writer {
             self.leave_name(name);
         }
         for unique in &job.unique_keys {
-            let entry = self.uniques.get_mut(unique).expect("whoever waits has its entry");
-            entry.waiting -= 1;
-            if entry.waiting == 0 && !matches!(entry.state, UniqueState::Flight(_)) {
-                self.uniques.remove(unique);
-            }
+            self.leave_unique(unique);
         }
         while let Some((key, born)) = self.births.front() {
             if self.jobs.get(*key).is_some_and(|job| job.born == *born) {
                 break;
             }
             self.births.pop_front();
-        }
-    }
-
-    fn leave_name(&mut self, name: CommandName) {
-        let hashbrown::hash_map::Entry::Occupied(mut entry) = self.names.entry(name) else {
-            unreachable!("whoever waits has its entry")
-        };
-        entry.get_mut().waiting -= 1;
-        if entry.get().waiting == 0 && !matches!(entry.get().state, NameState::Flight(_)) {
-            entry.remove();
-        }
-    }
-
-    pub(super) fn need_fact(&mut self, key: JobKey, fact: Fact) {
-        let at = self.jobs[key].facts.len();
-        let requests = fact.requests();
-        self.jobs[key].facts.push(fact);
-        for (request, is_event) in requests.into_iter().flatten() {
-            self.jobs[key].missing += 1;
-            let op = if is_event { Op::FactEvent(key, at) } else { Op::FactCount(key, at) };
-            let _: OpId = self.store(op, request);
         }
     }
 }

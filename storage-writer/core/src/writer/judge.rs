@@ -3,7 +3,8 @@
 use super::Writer;
 use super::cache::{Chat, Member, User};
 use super::groups::Pending;
-use super::jobs::{Answered, JobKey, Judged, NameState, Need};
+use super::jobs::{Answered, JobKey, Judged};
+use super::loads::{NameState, Need};
 use super::roles::{Decision, decide, distinct, title_fits};
 use crate::store::{CommandName, CommandRow, Entry, EntryRow, MarkRow, MarkWrite};
 use parley_idgen::NotYet;

@@ -2,7 +2,8 @@
 
 use super::Writer;
 use super::cache::{Usage, User};
-use super::jobs::{Answered, Job, Judged, Need, UniqueState};
+use super::jobs::{Answered, Job, Judged};
+use super::loads::{Need, UniqueState};
 use crate::store::{UserRow, identity_key, name_key};
 use parley_protocol::frame::UserName;
 use parley_protocol::link::Reply;

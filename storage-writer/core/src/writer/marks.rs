@@ -2,7 +2,8 @@
 
 use super::Writer;
 use super::cache::{Chat, Member};
-use super::jobs::{Answered, Judged, Need};
+use super::jobs::{Answered, Judged};
+use super::loads::Need;
 use crate::store::{MarkRow, MarkWrite, StoreRequest};
 use parley_protocol::link::{MarkUpdate, Marked, Reply};
 use parley_protocol::{ChatId, ErrorCode, Event, UserId};
