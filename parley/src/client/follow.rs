@@ -94,6 +94,8 @@ impl Follow {
             self.truncated = true;
         }
         self.arriving = Some(mark);
+        // The mark was the inbox's head: what comes above it is live, and the list compares the heads of large chats.
+        self.caught_up = true;
         self.listing = true;
         Outcome { list: true, ..Outcome::default() }
     }

@@ -86,7 +86,7 @@ fn before_hello() -> Vec<(&'static str, Encoding, Vec<u8>, u16)> {
         bytes.extend_from_slice(&[0; 4]);
         bytes
     };
-    let absurd = vec![BINARY, 0x80 | 127, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
+    let absurd = |first: u8| vec![BINARY, 0x80 | 127, first, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0];
     let fragments_too_large = {
         let mut bytes = frame(TEXT_PART, &[b' '; 40_000]);
         bytes.extend(frame(LAST_PART, &[b' '; 40_000]));
@@ -115,7 +115,8 @@ fn before_hello() -> Vec<(&'static str, Encoding, Vec<u8>, u16)> {
         ("text that is not UTF-8", JSON, frame(TEXT, &[b'{', 0xc3, 0x28, b'}']), 1007),
         ("text that ends within a character", JSON, frame(TEXT, &[b'"', 0xe2, 0x82]), 1007),
         ("a message above frame_bytes_max", JSON, oversized, 1009),
-        ("a length of 2^64 - 1", RKYV, absurd, 1009),
+        ("a length of 2^63 - 1", RKYV, absurd(0x7f), 1009),
+        ("a length of 2^64 - 1: the first bit must be 0", RKYV, absurd(0xff), 1002),
         ("fragments above frame_bytes_max", JSON, fragments_too_large, 1009),
         ("a binary message on JSON", JSON, frame(BINARY, b"{}"), 1003),
         ("a text message on rkyv", RKYV, frame(TEXT, b"{}"), 1003),

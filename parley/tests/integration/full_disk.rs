@@ -20,7 +20,7 @@ impl SmallDisk {
     fn mount() -> Option<Self> {
         let dir = new_dir();
         let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=256m,mode=0700", "parley-test"])
+            .args(["-t", "tmpfs", "-o", "size=768m,mode=0700", "parley-test"])
             .arg(dir.path())
             .status();
         mounted.is_ok_and(|status| status.success()).then_some(Self { dir })

@@ -8,6 +8,7 @@ mod common;
 
 mod admin_endpoint;
 mod bad_input;
+mod commands_for_scripts;
 mod crash_ledger;
 mod data_directory;
 mod direct_live;

@@ -15,7 +15,7 @@ use parley_protocol::{
 fn refusal(device: &mut Device, frame: &ClientFrame) -> Error {
     device.queue.clear();
     device.say(frame);
-    let error = device.wait_for("an error", |frame| match frame {
+    let error = device.wait_for(&format!("the refusal of {frame:?}"), |frame| match frame {
         ServerFrame::Error(error) => Some(error.clone()),
         _ => None,
     });

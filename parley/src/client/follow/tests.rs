@@ -91,7 +91,9 @@ fn a_new_device_takes_the_mark_and_no_backlog() {
     follow.connected(ME);
     assert!(follow.truncated(100).list);
     assert_eq!(seqs(&follow.event(event(7))), [7], "live already while the list is read");
+    assert!(!follow.is_caught_up());
     assert_eq!(follow.listed(&[summary(7, false)], false), Outcome::default());
+    assert!(follow.is_caught_up());
     assert_eq!(follow.mark(), Some(100));
     assert_eq!(seqs(&follow.event(event(8))), [8]);
 }
