@@ -2,7 +2,8 @@
 //! batch and sync, the high-water record, answers out. Direct messages of 128 bytes, uniform over 5,000 pairs.
 //!
 //! `cargo bench -p perf --bench writer` first prints messages a second and CPU a message (all threads of the store, its
-//! merges included) of runs of some seconds each, then criterion's times a group.
+//! merges included) of runs of some seconds each, then criterion's times a group. `-- sustained 100` runs only the
+//! former, and only for that group.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use parley_protocol::link::{Action as Act, Ask, Command, LinkHello, Reply, Request, ToGateway};
@@ -171,8 +172,8 @@ fn cpu() -> Duration {
 }
 
 /// Sustained rates and CPU, which criterion does not show.
-fn sustained() {
-    for count in GROUPS {
+fn sustained(groups: &[usize]) {
+    for &count in groups {
         let mut rig = Rig::new();
         let (started, cpu_before, mut messages) = (Instant::now(), cpu(), 0_u64);
         while started.elapsed() < RUN {
@@ -205,9 +206,14 @@ fn groups(c: &mut Criterion) {
 criterion_group!(benches, groups);
 
 fn main() {
+    let arguments = std::env::args().collect::<Vec<_>>();
+    if let Some(at) = arguments.iter().position(|argument| argument == "sustained") {
+        let count = arguments.get(at + 1).and_then(|count| count.parse().ok());
+        return sustained(&[count.expect("the size of a group follows")]);
+    }
     // `cargo test --benches` runs it too, and wants to see only that it runs.
-    if std::env::args().any(|argument| argument == "--bench") {
-        sustained();
+    if arguments.iter().any(|argument| argument == "--bench") {
+        sustained(&GROUPS);
     }
     benches();
     Criterion::default().configure_from_args().final_summary();

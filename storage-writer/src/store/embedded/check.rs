@@ -10,6 +10,7 @@ use parley_protocol::body::kind;
 use parley_protocol::{ChatId, Event, UserId};
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use storage_core::store::{Checkpoint, EntryRow, MemberRow, UserRow, View};
 
 /// Problems that a report names one by one; it counts the others.
@@ -218,7 +219,7 @@ impl Check<'_> {
     }
 
     fn members(&mut self) {
-        let tables = self.view.tables().clone();
+        let tables = Arc::clone(self.view.tables());
         self.walk("members", &tables.members, |check, key, value| {
             let (chat_id, user_id) = layout::parse_member_key(key).ok_or("a key is not a membership's")?;
             check.report.members += 1;
@@ -248,10 +249,9 @@ impl Check<'_> {
     }
 
     fn rest(&mut self) {
-        let tables = self.view.tables().clone();
+        let tables = Arc::clone(self.view.tables());
         self.walk("checkpoints", &tables.checkpoints, |check, key, value| {
-            let chat_id = key.try_into().map(|bytes| ChatId(u128::from_be_bytes(bytes)));
-            let chat_id = chat_id.map_err(|_| "a key is not a chat's")?;
+            let chat_id = layout::parse_chat_key(key).ok_or("a key is not a chat's")?;
             let checkpoint = layout::parse_checked::<Checkpoint>(value);
             let checkpoint = checkpoint.map_err(|damage| format!("chat {chat_id}: {damage}"))?;
             let within = checkpoint.seq <= check.head(chat_id);

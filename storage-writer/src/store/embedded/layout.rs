@@ -1,9 +1,13 @@
 //! The bytes of every key and value of the embedded store, schema version 1. Frozen: a change needs a new schema
 //! version and a migration.
 //!
-//! Numbers in keys are big-endian, so that order of bytes is order of numbers. Values with text or lists are rkyv bytes
-//! behind their CRC-32C; short values are a version byte and plain numbers.
+//! Numbers in keys are big-endian, so that order of bytes is order of numbers. A key begins with its chat or user,
+//! spread: ids of one time share their upper bytes, and the engine compares the first four bytes of two keys without
+//! following a pointer. Spreading keeps what belongs to one chat or user together, in order, and can be undone.
+//!
+//! Values with text or lists are rkyv bytes behind their CRC-32C; short values are a version byte and plain numbers.
 
+use parley_protocol::partition::split_mix_64;
 use parley_protocol::wire::encode_rkyv;
 use parley_protocol::{ChatId, MessageId, UserId};
 use rkyv::rancor::Error as RkyvError;
@@ -62,32 +66,71 @@ fn number_u128(bytes: &[u8], at: usize) -> Option<u128> {
     number(bytes, at).map(u128::from_be_bytes)
 }
 
+/// Fibonacci hashing's multiplier (Knuth, TAOCP 3, 6.4), and its inverse modulo 2^64.
+const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
+const GATHER: u64 = 0xf1de_83e1_9937_733d;
+const _: () = assert!(SPREAD.wrapping_mul(GATHER) == 1);
+
 /// Prefix of everything that is kept by chat.
 pub(crate) fn chat_key(chat_id: ChatId) -> [u8; 16] {
-    chat_id.0.to_be_bytes()
+    let (high, low) = ((chat_id.0 >> 64) as u64, chat_id.0 as u64);
+    parts(&[&(high ^ split_mix_64(low)).to_be_bytes(), &low.to_be_bytes()])
+}
+
+fn parse_chat(key: &[u8]) -> Option<ChatId> {
+    let (high, low) = (number_u64(key, 0)?, number_u64(key, 8)?);
+    Some(ChatId(u128::from(high ^ split_mix_64(low)) << 64 | u128::from(low)))
 }
 
 /// Prefix of everything that is kept by user.
 pub(crate) fn user_key(user_id: UserId) -> [u8; 8] {
-    user_id.0.to_be_bytes()
+    user_id.0.wrapping_mul(SPREAD).to_be_bytes()
+}
+
+fn parse_user(key: &[u8]) -> Option<UserId> {
+    number_u64(key, 0).map(|number| UserId(number.wrapping_mul(GATHER)))
+}
+
+/// A key of `events`: the chat, then four bytes of `seq`; from 2^32 - 1 on they are 0xff, and eight bytes follow. So
+/// nearly every key has 20 bytes, which the engine keeps without an allocation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EventKey {
+    bytes: [u8; 28],
+    len: usize,
+}
+
+impl std::ops::Deref for EventKey {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
 }
 
 /// `events`.
-pub(crate) fn event_key(chat_id: ChatId, seq: u64) -> [u8; 24] {
-    parts(&[&chat_id.0.to_be_bytes(), &seq.to_be_bytes()])
+pub(crate) fn event_key(chat_id: ChatId, seq: u64) -> EventKey {
+    let short = u32::try_from(seq).unwrap_or(u32::MAX);
+    let bytes = parts(&[&chat_key(chat_id), &short.to_be_bytes(), &seq.to_be_bytes()]);
+    EventKey { bytes, len: if short == u32::MAX { 28 } else { 20 } }
 }
 
 pub(crate) fn parse_event_key(key: &[u8]) -> Option<(ChatId, u64)> {
-    (key.len() == 24).then_some((ChatId(number_u128(key, 0)?), number_u64(key, 16)?))
+    let short = number(key, 16).map(u32::from_be_bytes)?;
+    let seq = match key.len() {
+        20 if short != u32::MAX => u64::from(short),
+        28 if short == u32::MAX => number_u64(key, 20)?,
+        _ => return None,
+    };
+    Some((parse_chat(key)?, seq))
 }
 
 /// `inbox`.
 pub(crate) fn inbox_key(user_id: UserId, inbox_seq: u64) -> [u8; 16] {
-    parts(&[&user_id.0.to_be_bytes(), &inbox_seq.to_be_bytes()])
+    parts(&[&user_key(user_id), &inbox_seq.to_be_bytes()])
 }
 
 pub(crate) fn parse_inbox_key(key: &[u8]) -> Option<(UserId, u64)> {
-    (key.len() == 16).then_some((UserId(number_u64(key, 0)?), number_u64(key, 8)?))
+    (key.len() == 16).then_some((parse_user(key)?, number_u64(key, 8)?))
 }
 
 /// Appends the value of an inbox entry.
@@ -118,12 +161,12 @@ pub(crate) fn parse_entry(value: &[u8]) -> Result<EntryRow, Damage> {
 
 /// `commands`.
 pub(crate) fn command_key(name: &CommandName) -> [u8; 40] {
-    parts(&[&name.chat_id.0.to_be_bytes(), &name.sender.0.to_be_bytes(), &name.client_msg_id.0.to_be_bytes()])
+    parts(&[&chat_key(name.chat_id), &name.sender.0.to_be_bytes(), &name.client_msg_id.0.to_be_bytes()])
 }
 
 pub(crate) fn parse_command_key(key: &[u8]) -> Option<CommandName> {
     (key.len() == 40).then_some(CommandName {
-        chat_id: ChatId(number_u128(key, 0)?),
+        chat_id: parse_chat(key)?,
         sender: UserId(number_u64(key, 16)?),
         client_msg_id: parley_protocol::ClientMsgId(number_u128(key, 24)?),
     })
@@ -153,20 +196,25 @@ pub(crate) fn parse_command(name: CommandName, value: &[u8]) -> Result<CommandRo
 
 /// `members` and `marks`.
 pub(crate) fn member_key(chat_id: ChatId, user_id: UserId) -> [u8; 24] {
-    parts(&[&chat_id.0.to_be_bytes(), &user_id.0.to_be_bytes()])
+    parts(&[&chat_key(chat_id), &user_id.0.to_be_bytes()])
 }
 
 pub(crate) fn parse_member_key(key: &[u8]) -> Option<(ChatId, UserId)> {
-    parse_event_key(key).map(|(chat_id, user)| (chat_id, UserId(user)))
+    (key.len() == 24).then_some((parse_chat(key)?, UserId(number_u64(key, 16)?)))
 }
 
-/// `chats_of_user`.
+/// `checkpoints`.
+pub(crate) fn parse_chat_key(key: &[u8]) -> Option<ChatId> {
+    if key.len() == 16 { parse_chat(key) } else { None }
+}
+
+/// `chats_of_user`: the chats in the order of their ids.
 pub(crate) fn user_chat_key(user_id: UserId, chat_id: ChatId) -> [u8; 24] {
-    parts(&[&user_id.0.to_be_bytes(), &chat_id.0.to_be_bytes()])
+    parts(&[&user_key(user_id), &chat_id.0.to_be_bytes()])
 }
 
 pub(crate) fn parse_user_chat_key(key: &[u8]) -> Option<(UserId, ChatId)> {
-    (key.len() == 24).then_some((UserId(number_u64(key, 0)?), ChatId(number_u128(key, 8)?)))
+    (key.len() == 24).then_some((parse_user(key)?, ChatId(number_u128(key, 8)?)))
 }
 
 /// The value of a row of `marks`.
@@ -254,16 +302,23 @@ mod tests {
 
     #[test]
     fn keys_sort_as_their_numbers_do() {
-        assert!(event_key(ChatId(1), u64::MAX) < event_key(ChatId(2), 0));
-        assert!(event_key(ChatId(1), 255) < event_key(ChatId(1), 256));
-        assert!(inbox_key(UserId(255), 9) < inbox_key(UserId(256), 0));
-        assert!(user_chat_key(UserId(1), ChatId(u128::MAX)) < user_chat_key(UserId(2), ChatId(0)));
+        let top = u64::from(u32::MAX);
+        for pair in [0, 1, 255, 256, top - 1, top, top + 1, u64::MAX].windows(2) {
+            assert!(event_key(ChatId(1), pair[0])[..] < event_key(ChatId(1), pair[1])[..]);
+            assert!(inbox_key(UserId(1), pair[0]) < inbox_key(UserId(1), pair[1]));
+            let chats = [pair[0], pair[1]].map(|chat| user_chat_key(UserId(1), ChatId(u128::from(chat) << 60)));
+            assert!(chats[0] < chats[1]);
+            assert!(member_key(ChatId(1), UserId(pair[0])) < member_key(ChatId(1), UserId(pair[1])));
+        }
     }
 
     #[test]
     fn keys_and_values_come_back() {
         let (chat, user) = (ChatId(u128::MAX - 7), UserId(u64::MAX - 9));
-        assert_eq!(parse_event_key(&event_key(chat, 77)), Some((chat, 77)));
+        for seq in [0, 77, u64::from(u32::MAX) - 1, u64::from(u32::MAX), u64::MAX] {
+            assert_eq!(parse_event_key(&event_key(chat, seq)), Some((chat, seq)));
+        }
+        assert_eq!(parse_chat_key(&chat_key(chat)), Some(chat));
         assert_eq!(parse_inbox_key(&inbox_key(user, 78)), Some((user, 78)));
         assert_eq!(parse_member_key(&member_key(chat, user)), Some((chat, user)));
         assert_eq!(parse_user_chat_key(&user_chat_key(user, chat)), Some((user, chat)));
@@ -288,6 +343,17 @@ mod tests {
         assert_eq!(parse_u64(&u64_value(17)), Ok(17));
         assert_eq!(parse_u128(&u128_value(18)), Ok(18));
         assert_eq!(parse_u64(&u128_value(18)), Err(Damage::Form));
+    }
+
+    /// The layout is in stores: these bytes never change.
+    #[test]
+    fn keys_are_frozen() {
+        let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let (chat, user) = (ChatId(1 << 100 | 2), UserId(3));
+        assert_eq!(hex(&event_key(chat, 4)), "975835ce1c9756ce000000000000000200000004");
+        assert_eq!(hex(&inbox_key(user, 5)), "daa66d2c7ddf743f0000000000000005");
+        assert_eq!(hex(&member_key(chat, user)), "975835ce1c9756ce00000000000000020000000000000003");
+        assert_eq!(hex(&user_chat_key(user, chat)), "daa66d2c7ddf743f00000010000000000000000000000002");
     }
 
     #[test]

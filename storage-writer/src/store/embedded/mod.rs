@@ -77,7 +77,7 @@ impl Views {
 /// The engine, as the writer thread owns it.
 pub struct EmbeddedStore {
     database: fjall::Database,
-    tables: Tables,
+    tables: Arc<Tables>,
     views: Views,
     recorder: Recorder,
     data_dir: PathBuf,
@@ -241,7 +241,7 @@ impl Rows<'_> {
         let tables = self.tables;
         for event in &append.events {
             layout::checked(event, self.scratch);
-            self.batch.insert(&tables.events, &layout::event_key(append.chat_id, event.seq)[..], &self.scratch[..]);
+            self.batch.insert(&tables.events, &*layout::event_key(append.chat_id, event.seq), &self.scratch[..]);
         }
         for entry in &append.entries {
             self.entry(entry.user_id, entry.inbox_seq, &entry.row);

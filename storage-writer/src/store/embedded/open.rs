@@ -32,7 +32,7 @@ const _: () = assert!(MIGRATIONS.len() as u32 + 1 == SCHEMA_VERSION, "each older
 struct Recovered {
     lock: DirectoryLock,
     database: fjall::Database,
-    tables: Tables,
+    tables: Arc<Tables>,
     high_water: HighWater,
     engine_dir: PathBuf,
     schema: u32,
@@ -171,7 +171,7 @@ fn open_engine(
     engine_dir: &Path,
     options: &EmbeddedOptions,
     store: u128,
-) -> Result<(fjall::Database, Tables, u64), OpenError> {
+) -> Result<(fjall::Database, Arc<Tables>, u64), OpenError> {
     let (database, tables) = Tables::open(engine_dir, options).map_err(OpenError::engine(engine_dir))?;
     let view = EmbeddedView::take(&database, &tables);
     let found = view.store_id().map_err(unreadable(engine_dir))?;

@@ -7,6 +7,7 @@ use fjall::config::{
 };
 use fjall::{Database, Keyspace, KeyspaceCreateOptions};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Rows of `meta`.
 pub(crate) const META_RECORDS: &[u8] = b"records";
@@ -29,7 +30,6 @@ enum Use {
 }
 
 /// All keyspaces of a store.
-#[derive(Clone)]
 pub(crate) struct Tables {
     /// chat, seq -> event.
     pub(crate) events: Keyspace,
@@ -57,7 +57,7 @@ pub(crate) struct Tables {
 
 impl Tables {
     /// Opens the engine and all keyspaces, and makes those that are missing.
-    pub(crate) fn open(path: &Path, options: &EmbeddedOptions) -> fjall::Result<(Database, Self)> {
+    pub(crate) fn open(path: &Path, options: &EmbeddedOptions) -> fjall::Result<(Database, Arc<Self>)> {
         let database = Database::builder(path)
             .cache_size(options.cache_bytes)
             .journal_compression(fjall::CompressionType::None)
@@ -79,7 +79,7 @@ impl Tables {
             partitions: open("partitions", Use::Small)?,
             meta: open("meta", Use::Small)?,
         };
-        Ok((database, tables))
+        Ok((database, Arc::new(tables)))
     }
 }
 

@@ -8,6 +8,7 @@ use parley_protocol::event::ArchivedEvent;
 use parley_protocol::{ChatId, Event, UserId};
 use rkyv::rancor::Error as RkyvError;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use storage_core::store::{
     Checkpoint, CommandName, CommandRow, EntryRow, MarkRow, MemberRow, Meta, ReadError, StoredChat, StoredMember,
     StoredUser, UserRow, View,
@@ -17,7 +18,7 @@ use storage_core::store::{
 #[derive(Clone)]
 pub struct EmbeddedView {
     snapshot: Snapshot,
-    tables: Tables,
+    tables: Arc<Tables>,
 }
 
 type Read<T> = Result<T, ReadError>;
@@ -38,11 +39,11 @@ fn unreadable(table: &Keyspace, error: &fjall::Error) -> ReadError {
 
 impl EmbeddedView {
     /// What is in the store now.
-    pub(crate) fn take(database: &Database, tables: &Tables) -> Self {
+    pub(crate) fn take(database: &Database, tables: &Arc<Tables>) -> Self {
         Self { snapshot: database.snapshot(), tables: tables.clone() }
     }
 
-    pub(crate) fn tables(&self) -> &Tables {
+    pub(crate) fn tables(&self) -> &Arc<Tables> {
         &self.tables
     }
 
@@ -166,7 +167,7 @@ impl View for EmbeddedView {
             return Ok(events);
         }
         let (low, high) = (layout::event_key(chat_id, from), layout::event_key(chat_id, to));
-        self.scan(&self.tables.events, &low..=&high, newest_first, |_, value| {
+        self.scan(&self.tables.events, &*low..=&*high, newest_first, |_, value| {
             events.push(layout::parse_checked(value)?);
             Ok(if events.len() < limit as usize { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
@@ -182,7 +183,7 @@ impl View for EmbeddedView {
         let mut bounds = [0; 2];
         for (bound, backwards) in bounds.iter_mut().zip([true, false]) {
             let mut found = None;
-            self.scan(&self.tables.events, &low..=&high, backwards, |_, value| {
+            self.scan(&self.tables.events, &*low..=&*high, backwards, |_, value| {
                 let event = access_event(value)?;
                 if event.sender.0.to_native() != sender.0 {
                     return Ok(ControlFlow::Continue(()));
