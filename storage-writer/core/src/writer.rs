@@ -2,8 +2,8 @@
 //! group, `poll_action` gives what to do; after a start, first drain the actions.
 //!
 //! In memory is the state as of everything numbered, durable or not; nothing that depends on it leaves before it is
-//! durable. A request waits until all that it needs is in memory (`jobs`, `loads`), is judged and numbered (`judge`, `marks`,
-//! `login`), and its answer leaves with its group (`groups`). Links and epochs are in `links`.
+//! durable. A request waits until all that it needs is in memory (`jobs`, `loads`), is judged and numbered (`judge`,
+//! `marks`, `login`), and its answer leaves with its group (`groups`). Links and epochs are in `links`.
 //!
 //! ```text
 //!            LoadMeta          group 1 durable                 a group failed      all in flight answered

@@ -211,3 +211,27 @@ fn a_start_on_a_full_disk_waits_for_room() {
     assert!(world.writer.status().ready && world.sent.len() == 1);
     assert_eq!((world.store.model.state.meta.writer_epoch, world.store.model.state.meta.home_epoch), (1, 1));
 }
+
+#[test]
+fn a_load_of_a_guessed_id_does_not_undo_the_creation() {
+    let mut world = defaults();
+    let (users, _) = pairs(&mut world, 1);
+    let made = world.group(users[0], &[], "").0 as u64;
+    // Ids of one millisecond follow each other: the group took two.
+    let guess = ChatId::group((made & (u64::MAX >> 1)) + 2);
+    world.store.hold_loads = true;
+    let load = world.put(1, Ask::LoadChat { chat_id: guess });
+    world.turn();
+    let held = std::mem::take(&mut world.store.loads);
+    world.store.hold_loads = false;
+    assert_eq!(world.group(users[0], &[users[1]], ""), guess);
+    world.store.loads = held;
+    let answers: Vec<_> = world.store.loads.drain(..).map(|(op, _)| op).collect();
+    for op in answers {
+        // As it was when it was asked.
+        world.store.done.push((op, storage_core::store::StoreResult::Chat(None)));
+    }
+    world.run();
+    assert!(matches!(world.reply(load), Some(Reply::Chat(state)) if state.members.len() == 2));
+    assert_eq!(world.send(guess, users[1], "still here").event.seq, 2);
+}

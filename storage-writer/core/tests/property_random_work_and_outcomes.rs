@@ -70,7 +70,8 @@ fn step() -> impl Strategy<Value = Step> {
         5 => (chat.clone(), user.clone(), 0..7u8, user.clone())
             .prop_map(|(chat, user, what, whom)| Step::Change { chat, user, what, whom }),
         5 => (chat.clone(), user.clone(), 0..20u64).prop_map(|(chat, user, seq)| Step::Mark { chat, user, seq }),
-        1 => (chat.clone(), user.clone(), 0..3u64).prop_map(|(chat, user, until_ms)| Step::Mute { chat, user, until_ms }),
+        1 => (chat.clone(), user.clone(), 0..3u64)
+            .prop_map(|(chat, user, until_ms)| Step::Mute { chat, user, until_ms }),
         1 => chat.prop_map(|chat| Step::Load { chat }),
         1 => user.prop_map(|user| Step::Login { user }),
         1 => (0..8u16).prop_map(|partition| Step::Open { partition }),

@@ -36,7 +36,10 @@ impl Writer {
             for member in &chat.members {
                 let marks = &member.marks;
                 assert!(marks.read_seq <= marks.delivered_seq && marks.delivered_seq <= chat.head_seq);
-                assert!(marks.read_sent <= member.sent && marks.read_sent <= marks.read_ordinal);
+                assert!(
+                    marks.read_sent <= member.sent && marks.read_sent <= marks.read_ordinal,
+                    "{chat_id:?} {member:?}"
+                );
                 assert!(marks.read_ordinal <= chat.head_ordinal);
                 let open = member.intervals.last().is_some_and(|interval| interval.left_seq.is_none());
                 assert_eq!(member.role.is_some(), open, "a role goes with an open interval");

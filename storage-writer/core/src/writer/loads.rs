@@ -187,7 +187,8 @@ impl Writer {
             _ => None,
         };
         let damaged = loaded.is_none();
-        if let Some(mut chat) = loaded {
+        // One that was created meanwhile, under an id that somebody guessed, is newer than what the store said.
+        if let Some(mut chat) = loaded.filter(|_| self.chats.get(chat_id).is_none()) {
             chat.usage.touched = self.tick;
             self.chats.insert(chat_id, chat);
         }
@@ -200,7 +201,7 @@ impl Writer {
             _ => None,
         };
         let damaged = loaded.is_none();
-        if let Some(mut user) = loaded {
+        if let Some(mut user) = loaded.filter(|_| self.users.get(user_id).is_none()) {
             user.usage.touched = self.tick;
             self.users.insert(user_id, user);
         }

@@ -84,9 +84,9 @@ impl Writer {
                 continue;
             }
             let above = update.read_seq - member.marks.read_seq;
-            // What is only gathered cannot be counted by the store yet.
-            let gathered = chat.append_at.0 == self.gathering.group.no;
-            let count = if gathered || above <= chat.head_seq - update.read_seq {
+            // The store does not count what is only gathered, nor what is in flight and already failed there.
+            let settled = chat.durable_seq == chat.head_seq;
+            let count = if !settled || above <= chat.head_seq - update.read_seq {
                 Count::Above { from: member.marks.read_seq + 1, base: member.marks.read_sent }
             } else {
                 Count::Below { to: chat.head_seq, base: member.sent }
