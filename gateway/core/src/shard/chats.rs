@@ -95,13 +95,13 @@ impl Shard {
         }
     }
 
-    /// Early refusals, then the log. Marks and subscriptions are answered here.
+    /// Commands go to the log, even those of strangers: it knows the ones that a former member retries. Marks and
+    /// subscriptions of strangers are refused here.
     fn home_act(&mut self, now: Now, origin: Origin, ask: HomeAsk, out: &mut Out) {
         let chat_id = ask.chat_id();
         let Some(home) = self.chats.get_mut(&chat_id) else { return };
-        if home.member(origin.user_id).is_none() {
-            let client_msg_id = command_name(&ask);
-            let reply = HomeReply::Error { code: ErrorCode::NoSuchChat, chat_id, client_msg_id };
+        if !matches!(ask, HomeAsk::Command(_)) && home.member(origin.user_id).is_none() {
+            let reply = HomeReply::Error { code: ErrorCode::NoSuchChat, chat_id, client_msg_id: None };
             return self.reply(origin, reply, out);
         }
         match ask {
@@ -111,6 +111,12 @@ impl Shard {
                 self.link.ask(Ask::Command(command), Tag::Command { origin, chat_id, client_msg_id });
             }
             HomeAsk::Marks { delivered_seq, read_seq, .. } => {
+                // With a command under way the client may know more than the home: its event may be durable and read
+                // already. The log judges then.
+                if delivered_seq.max(read_seq) > home.head_seq && home.commands_under_way == 0 {
+                    let reply = HomeReply::Error { code: ErrorCode::NoSuchSeq, chat_id, client_msg_id: None };
+                    return self.reply(origin, reply, out);
+                }
                 let update = MarkUpdate { user_id: origin.user_id, delivered_seq, read_seq };
                 if home.merge(update) {
                     self.arm_receipts(now, chat_id);

@@ -125,8 +125,7 @@ impl ChatHome {
     /// Merges a member's marks; false when they change nothing.
     pub(crate) fn merge(&mut self, update: MarkUpdate) -> bool {
         let Some(member) = self.member(update.user_id) else { return false };
-        let head = self.head_seq;
-        let fits = |seq: u64, stored: u64| if seq > stored && seq <= head { seq } else { 0 };
+        let fits = |seq: u64, stored: u64| if seq > stored { seq } else { 0 };
         let update = MarkUpdate {
             user_id: update.user_id,
             delivered_seq: fits(update.delivered_seq, member.delivered_seq),

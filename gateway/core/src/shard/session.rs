@@ -116,6 +116,8 @@ pub(crate) struct Session {
     pub(crate) queued: usize,
     /// When the client last sent something.
     pub(crate) heard_ms: u64,
+    /// When the last mark left by itself.
+    pub(crate) marked_ms: u64,
     /// It took something since the last look.
     pub(crate) took: bool,
     /// Since when bytes wait and nothing is taken.

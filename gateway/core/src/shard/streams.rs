@@ -33,6 +33,7 @@ impl Shard {
             closing: false,
             draining: false,
             mark_armed: false,
+            marked_ms: now.mono_ms,
             waits_to_read: false,
             requests: 0,
             user_id: seat.user_id,
@@ -190,7 +191,7 @@ impl Shard {
                 send_shared(session, fan, out);
                 self.stats.entries_total += 1;
                 self.send_held(conn, out);
-                self.arm_mark(now, conn);
+                self.owe_mark(now, conn, out);
             }
             Offer::Held { first } => {
                 self.stats.entries_held_total += 1;
@@ -284,7 +285,7 @@ impl Shard {
             } else {
                 session.stream.fall_behind();
             }
-            self.arm_mark(now, conn);
+            self.owe_mark(now, conn, out);
         } else if !matches!(verdict, Page::Truncate { .. }) {
             self.send_mark(conn, out);
         }
@@ -348,18 +349,29 @@ impl Shard {
         }
     }
 
-    fn arm_mark(&mut self, now: Now, conn: ConnId) {
+    /// A mark is owed after entries, at most one an interval. It travels with an entry where it can: a send of its own
+    /// costs as much as a message, so the timer that sends it alone gives the next entry an interval's time.
+    fn owe_mark(&mut self, now: Now, conn: ConnId, out: &mut Out) {
         let interval_ms = self.options.mark_interval_ms;
         let Some(session) = self.session(conn) else { return };
-        if !session.mark_armed && session.stream.is_unmarked() {
+        if !session.stream.is_unmarked() {
+            return;
+        }
+        if now.mono_ms >= session.marked_ms + interval_ms {
+            session.marked_ms = now.mono_ms;
+            return self.send_mark(conn, out);
+        }
+        if !session.mark_armed {
             session.mark_armed = true;
-            self.timers.arm(now.mono_ms + interval_ms, Timer::Mark(conn));
+            let due_ms = session.marked_ms + 2 * interval_ms;
+            self.timers.arm(due_ms, Timer::Mark(conn));
         }
     }
 
-    pub(super) fn mark_due(&mut self, _now: Now, conn: ConnId, out: &mut Out) {
+    pub(super) fn mark_due(&mut self, now: Now, conn: ConnId, out: &mut Out) {
         if let Some(session) = self.session(conn) {
             session.mark_armed = false;
+            session.marked_ms = now.mono_ms;
             self.send_mark(conn, out);
         }
     }
