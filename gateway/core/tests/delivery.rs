@@ -27,7 +27,7 @@ fn a_message_is_sent_once_and_reaches_both_ends() {
         assert_eq!(world.texts(alice), expected, "the sender's own device too");
         let seqs: Vec<u64> = world.client(alice).sent().iter().map(|sent| sent.seq).collect();
         assert_eq!(seqs, (1..=20).collect::<Vec<_>>());
-        world.sleep(2_000);
+        world.sleep(2_100);
         assert_eq!(world.client(bob).mark(), Some(20));
     }
 }
@@ -38,7 +38,7 @@ fn a_device_that_was_away_gets_what_it_missed_and_nothing_twice() {
     let chat = world.direct(alice, bob);
     let first = world.text(chat, "before");
     world.say(alice, first);
-    world.sleep(2_000);
+    world.sleep(2_100);
     let mark = world.client(bob).mark();
     world.drop_client(bob);
     for n in 0..700 {
@@ -188,7 +188,7 @@ fn a_credit_that_is_missing_parks_the_sender_and_loses_nothing() {
     world.settle();
     world.writer_stopped = false;
     world.settle();
-    world.sleep(2_000);
+    world.sleep(2_100);
     let expected: Vec<String> = (0..50).map(|n| format!("m{n}")).collect();
     assert_eq!(world.texts(bob), expected);
     assert_eq!(world.client(alice).sent().len(), 50);

@@ -81,7 +81,7 @@ fn a_group_crosses_the_limit_both_ways_while_a_device_is_away() {
     let extra: Vec<u64> = (10..13).map(|n| world.connect(&format!("user{n}"), n, None)).collect();
     let first = world.text(chat_id, "small");
     world.say(clients[0], first);
-    world.sleep(2_000);
+    world.sleep(2_100);
     let mark = world.client(clients[1]).mark();
     let mut seen: BTreeSet<u64> = events(&mut world, clients[1]).iter().map(|event| event.seq).collect();
     world.drop_client(clients[1]);
