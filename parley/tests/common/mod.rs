@@ -232,10 +232,11 @@ impl Server {
         let (listen, admin) = (listen.to_string(), admin.to_string());
         let mut args = vec![command, "--data", self.data_text(), "--listen", &listen, "--admin", &admin];
         args.extend(["--driver", &driver, "--shards", "2"]);
-        let mut env = self.settings.0.clone();
-        // Two servers of one machine on the same cores: pinned threads of many tests would all share the first ones.
-        env.push(("PARLEY_GATEWAY__PIN".to_owned(), "false".to_owned()));
-        Process::spawn(name, &args, &env)
+        // Pinned threads of many servers would all share the first cores; and most tests are not about rates.
+        let mut settings = Settings::new().gateway("pin", false);
+        settings = settings.gateway("chat.rate_per_s", 1_000_000).gateway("chat.rate_burst", 1_000_000);
+        settings.0.extend(self.settings.0.iter().cloned());
+        Process::spawn(name, &args, &settings.0)
     }
 
     fn data_text(&self) -> &str {

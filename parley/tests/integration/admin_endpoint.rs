@@ -28,7 +28,7 @@ fn up_answers_on_its_admin_address() {
     assert_eq!(sum("parley_gateway_sessions"), 2.0);
     assert_eq!(sum("parley_gateway_commands_sent_total"), 1.0);
     assert!(
-        samples.iter().any(|sample| sample.name.starts_with("parley_storage_writer_")),
+        samples.iter().any(|sample| sample.name.starts_with("parley_writer_")),
         "the writer's, too\n{text}"
     );
     // Nothing that anybody said or is called is in there.

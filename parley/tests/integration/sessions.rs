@@ -225,6 +225,44 @@ fn sigterm_sees_everybody_off_and_ends_with_0() {
     assert_eq!(devices[1].history(chat, 0)[0].message_id, sent.message_id);
 }
 
+/// A gateway that drains while a command has no answer, because the storage-writer is stopped.
+fn stuck_drain(drain_timeout_ms: u64) -> (Server, Device, Device) {
+    let settings = Settings::new()
+        .gateway("drain_timeout_ms", drain_timeout_ms)
+        .gateway("reconnect_spread_ms", 0)
+        .gateway("writer.link_idle_ms", 600_000);
+    let mut server = Server::apart_with(settings);
+    let mut waiting = server.device("alice", JSON);
+    let mut idle = server.device("bob", RKYV);
+    let chat = direct(&waiting, &idle);
+    waiting.post(chat, "before");
+    server.writer().signal(Signal::STOP);
+    waiting.say(&text_frame(chat, ClientMsgId(random()), "without an answer"));
+    // A pong stands behind what was said before it.
+    waiting.sync();
+    server.gateway().signal(Signal::TERM);
+    assert_eq!(idle.wait_closed(), 4000);
+    (server, waiting, idle)
+}
+
+#[test]
+fn a_drain_ends_in_time_whatever_it_waits_for() {
+    let (mut server, mut waiting, _idle) = stuck_drain(1_000);
+    assert!(matches!(waiting.wait_closed(), 4000 | 1006));
+    let status = server.gateway().wait_exit();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let (mut server, mut waiting, _idle) = stuck_drain(3_600_000);
+    waiting.drain();
+    assert_eq!(waiting.closed, None, "it waits for its answer");
+    server.gateway().signal(Signal::INT);
+    let status = server.gateway().wait_exit();
+    assert_eq!(status.code(), Some(1), "{status}");
+}
+
 /// The preset of 5 s and 30 s, scaled by ten.
 #[test]
 fn silence_ends_a_session_and_pings_keep_it() {
