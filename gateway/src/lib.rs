@@ -7,4 +7,4 @@ pub mod mesh;
 pub mod plane;
 mod serve;
 
-pub use serve::{Error, Handle, Options, Status, serve};
+pub use serve::{Error, Handle, Monitor, Options, Status, serve};

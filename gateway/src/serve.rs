@@ -2,7 +2,7 @@
 
 use crate::identity::{DevKey, KeyError, Ticket, Tickets, Verifier, VerifierOptions};
 use crate::mesh::Capacities;
-use crate::plane::{self, Brain, DriverChoice, DriverKind, Exit, StartError};
+use crate::plane::{self, Brain, Counters, DriverChoice, DriverKind, Exit, StartError};
 use gateway_core::authority::{Authority, Identity, Ticket as CoreTicket};
 use gateway_core::mesh::Mesh;
 use gateway_core::options::Options as ShardOptions;
@@ -79,8 +79,16 @@ type Published = [AtomicU64; Stats::LEN];
 #[derive(Debug)]
 pub struct Handle {
     plane: plane::Handle,
+    monitor: Monitor,
+}
+
+/// What an operator sees of a gateway, from any thread, for as long as anybody looks.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    driver: DriverKind,
     stats: Vec<Arc<Published>>,
-    draining: AtomicBool,
+    counters: Vec<Arc<Counters>>,
+    draining: Arc<AtomicBool>,
 }
 
 /// Starts the shards.
@@ -117,7 +125,9 @@ pub fn serve(options: Options) -> Result<Handle, Error> {
         stats: published[shard as usize].clone(),
     })
     .map_err(Error::Start)?;
-    Ok(Handle { plane, stats, draining: AtomicBool::new(false) })
+    let (driver, counters) = (plane.driver(), plane.counters().to_vec());
+    let monitor = Monitor { driver, stats, counters, draining: Arc::new(AtomicBool::new(false)) };
+    Ok(Handle { plane, monitor })
 }
 
 /// Reads the issuer's keys again when their file changes.
@@ -225,50 +235,22 @@ impl Handle {
 
     /// How many shards run.
     pub fn shards(&self) -> usize {
-        self.stats.len()
+        self.monitor.stats.len()
+    }
+
+    /// What an operator sees of it.
+    pub fn monitor(&self) -> Monitor {
+        self.monitor.clone()
     }
 
     /// Whether it can serve.
     pub fn status(&self) -> Status {
-        const LINK_UP: usize = position("link_up");
-        if self.draining.load(Ordering::Relaxed) {
-            return Status::NotReady("draining".to_owned());
-        }
-        if !self.plane.is_running() {
-            return Status::NotReady("the shards have ended".to_owned());
-        }
-        let down = self.stats.iter().filter(|stats| stats[LINK_UP].load(Ordering::Relaxed) == 0).count();
-        match down {
-            0 => Status::Ready,
-            down => Status::NotReady(format!("{down} of {} shards have no link to the storage-writer", self.shards())),
-        }
-    }
-
-    /// Everything that is counted, in the text format of Prometheus.
-    pub fn metrics(&self) -> String {
-        let mut text = String::with_capacity(8 << 10);
-        let _ = writeln!(text, "# HELP parley_gateway_driver The socket driver that runs.");
-        let _ = writeln!(text, "# TYPE parley_gateway_driver gauge");
-        let _ = writeln!(text, "parley_gateway_driver{{driver=\"{}\"}} 1", self.driver());
-        for (index, (name, kind, help)) in Stats::TABLE.iter().enumerate() {
-            let _ = writeln!(text, "# HELP parley_gateway_{name}{help}");
-            let _ = writeln!(text, "# TYPE parley_gateway_{name} {kind}");
-            for (shard, stats) in self.stats.iter().enumerate() {
-                let value = stats[index].load(Ordering::Relaxed);
-                let _ = writeln!(text, "parley_gateway_{name}{{shard=\"{shard}\"}} {value}");
-            }
-        }
-        for (shard, counters) in self.plane.counters().iter().enumerate() {
-            counters.each(|name, value| {
-                let _ = writeln!(text, "parley_gateway_plane_{name}{{shard=\"{shard}\"}} {value}");
-            });
-        }
-        text
+        self.monitor.status()
     }
 
     /// Accept nobody, see everybody off, end after `timeout` at the latest. Does not wait.
     pub fn drain(&self, timeout: Duration) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.monitor.draining.store(true, Ordering::Relaxed);
         self.plane.drain(timeout);
     }
 
@@ -280,6 +262,58 @@ impl Handle {
     /// Waits for the end of all shards.
     pub fn wait(self) -> Exit {
         self.plane.join()
+    }
+}
+
+impl Monitor {
+    /// Whether it can serve.
+    pub fn status(&self) -> Status {
+        const LINK_UP: usize = position("link_up");
+        if self.draining.load(Ordering::Relaxed) {
+            return Status::NotReady("draining".to_owned());
+        }
+        let down = self.stats.iter().filter(|stats| stats[LINK_UP].load(Ordering::Relaxed) == 0).count();
+        match down {
+            0 => Status::Ready,
+            down => {
+                Status::NotReady(format!("{down} of {} shards have no link to the storage-writer", self.stats.len()))
+            }
+        }
+    }
+
+    /// Everything that is counted, in the text format of Prometheus.
+    pub fn metrics(&self) -> String {
+        let mut text = String::with_capacity(8 << 10);
+        let _ = writeln!(text, "# HELP parley_gateway_driver The socket driver that runs.");
+        let _ = writeln!(text, "# TYPE parley_gateway_driver gauge");
+        let _ = writeln!(text, "parley_gateway_driver{{driver=\"{}\"}} 1", self.driver);
+        for (index, (name, kind, help)) in Stats::TABLE.iter().enumerate() {
+            let _ = writeln!(text, "# HELP parley_gateway_{name}{help}");
+            let _ = writeln!(text, "# TYPE parley_gateway_{name} {kind}");
+            for (shard, stats) in self.stats.iter().enumerate() {
+                let value = stats[index].load(Ordering::Relaxed);
+                let _ = writeln!(text, "parley_gateway_{name}{{shard=\"{shard}\"}} {value}");
+            }
+        }
+        let planes: Vec<Vec<(&'static str, u64)>> = self
+            .counters
+            .iter()
+            .map(|counters| {
+                let mut values = Vec::new();
+                counters.each(|name, value| values.push((name, value)));
+                values
+            })
+            .collect();
+        let names = planes.first().map(Vec::as_slice).unwrap_or_default();
+        for (index, (name, _)) in names.iter().enumerate() {
+            let kind = if *name == "connections" { "gauge" } else { "counter" };
+            let _ = writeln!(text, "# HELP parley_gateway_plane_{name} Socket plane: {}.", name.replace('_', " "));
+            let _ = writeln!(text, "# TYPE parley_gateway_plane_{name} {kind}");
+            for (shard, values) in planes.iter().enumerate() {
+                let _ = writeln!(text, "parley_gateway_plane_{name}{{shard=\"{shard}\"}} {}", values[index].1);
+            }
+        }
+        text
     }
 }
 

@@ -1,5 +1,6 @@
 //! The one binary of Parley: server, storage and clients, by subcommand. Each command is a file of `commands/`.
 
+mod admin;
 mod chat;
 mod cli;
 mod client;

@@ -1,6 +1,6 @@
 //! `parley gateway`: a gateway as a process of its own.
 
-use super::server::{self, Configuration, Failure, Signals};
+use super::server::{self, Configuration, Failure, Parts, Signals};
 use crate::cli::GatewayArgs;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,8 +21,10 @@ fn serve(args: &GatewayArgs) -> Result<(), Failure> {
     let options = server::gateway_options(&configuration, &args.data)?;
     let socket = options.writer_socket.clone();
     let handle = server::start_gateway(options)?;
+    let admin = server::start_admin(config.admin, Parts { gateway: Some(handle.monitor()), writer: None })?;
     server::await_gateway(&handle, &signals)?;
     println!("gateway  driver {}, {} shards", handle.driver(), handle.shards());
+    println!("admin    http://{admin}/metrics  /readyz  /healthz");
     println!("storage  {}", socket.display());
     println!("ready {}", server::client_url(handle.addr(), &config.path));
     if signals.wait_while(|| handle.is_running()) {

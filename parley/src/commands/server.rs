@@ -1,5 +1,6 @@
 //! What the servers share: configuration and its check on this machine, logs, limits, keys, signals, the end.
 
+use crate::admin;
 use crate::cli::{DriverArg, GatewayFlags};
 use gateway::identity::{DevKey, Tickets};
 use gateway::plane::{DriverChoice, Exit, Probe, probe};
@@ -14,6 +15,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 use storage_writer::Handle as Writer;
@@ -212,7 +214,7 @@ pub(super) fn start_gateway(options: gateway::Options) -> Result<gateway::Handle
 }
 
 /// Starts the storage-writer under its configuration, and waits until it takes commands.
-pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> Result<Writer, Failure> {
+pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> Result<Arc<Writer>, Failure> {
     let config = &configuration.writer.config;
     let mut options = storage_writer::Options::new(&config.data);
     options.socket = writer_socket(&config.socket, &config.data);
@@ -232,7 +234,7 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
     writer.chats_cached_max = config.limits.chats_cached_max as usize;
     writer.users_cached_max = config.limits.users_cached_max as usize;
     writer.sync_backlog_max = configuration.gateway.config.session.sync_backlog_max;
-    let writer = storage_writer::run(options).map_err(|error| Failure::of(&error))?;
+    let writer = Arc::new(storage_writer::run(options).map_err(|error| Failure::of(&error))?);
     // A full disk is no reason to end: it recovers when there is room, and says so until then.
     let until = Instant::now() + READY_PATIENCE;
     let starting = || writer.failure().is_none() && !writer.status().ready && Instant::now() < until;
@@ -261,6 +263,42 @@ pub(super) fn await_gateway(handle: &gateway::Handle, signals: &Signals) -> Resu
         tracing::warn!("the gateway cannot serve yet: {reason}");
     }
     Ok(())
+}
+
+/// What the admin endpoint of a process shows: the parts that run in it.
+pub(super) struct Parts {
+    pub(super) gateway: Option<gateway::Monitor>,
+    pub(super) writer: Option<Arc<Writer>>,
+}
+
+impl admin::Source for Parts {
+    fn not_ready(&self) -> Option<String> {
+        let writer = self.writer.as_ref().map(|writer| writer.status()).filter(|status| !status.ready);
+        let storage =
+            writer.map(|status| status.reason.unwrap_or_else(|| "the storage-writer is not ready".to_owned()));
+        storage.or_else(|| match self.gateway.as_ref()?.status() {
+            gateway::Status::Ready => None,
+            gateway::Status::NotReady(reason) => Some(reason),
+        })
+    }
+
+    fn metrics(&self) -> String {
+        let gateway = self.gateway.as_ref().map(gateway::Monitor::metrics);
+        let writer = self.writer.as_ref().map(|writer| writer.metrics());
+        [gateway, writer].into_iter().flatten().collect()
+    }
+}
+
+/// Starts the admin endpoint.
+pub(super) fn start_admin(address: SocketAddr, parts: Parts) -> Result<SocketAddr, Failure> {
+    admin::serve(address, parts)
+        .map_err(|error| Failure(format!("cannot listen on {address} for the admin endpoint: {error}")))
+}
+
+/// Stops a storage-writer: what was taken is committed and answered.
+pub(super) fn stop_writer(writer: &Writer) -> Result<(), Failure> {
+    writer.request_stop();
+    writer.wait().map_err(|failure| Failure(failure.to_string()))
 }
 
 /// The address that clients on this machine use.

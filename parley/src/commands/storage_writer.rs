@@ -1,6 +1,6 @@
 //! `parley storage-writer`: a storage-writer as a process of its own.
 
-use super::server::{self, Configuration, Failure, Signals};
+use super::server::{self, Configuration, Failure, Parts, Signals};
 use crate::cli::StorageWriterArgs;
 use std::process::ExitCode;
 
@@ -19,8 +19,10 @@ fn serve(args: &StorageWriterArgs) -> Result<(), Failure> {
     server::raise_open_files();
     server::make_data_dir(&config.data)?;
     let writer = server::start_writer(&configuration, &signals)?;
+    let parts = Parts { gateway: None, writer: Some(writer.clone()) };
+    println!("admin    http://{}/metrics  /readyz  /healthz", server::start_admin(config.admin, parts)?);
     println!("storage  {}", config.data.display());
     println!("ready {}", server::writer_socket(&config.socket, &config.data).display());
     signals.wait_while(|| writer.failure().is_none());
-    writer.stop().map_err(|failure| Failure(failure.to_string()))
+    server::stop_writer(&writer)
 }

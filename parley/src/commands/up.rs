@@ -1,8 +1,9 @@
 //! `parley up`: gateway and storage-writer in one process, and how to try them.
 
-use super::server::{self, Configuration, Failure, Signals};
+use super::server::{self, Configuration, Failure, Parts, Signals};
 use crate::cli::UpArgs;
 use parley_config::Gateway;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -28,9 +29,11 @@ fn serve(args: &UpArgs) -> Result<(), Failure> {
     configuration.gateway.config.writer.socket = configuration.writer.config.socket.clone();
     let writer = server::start_writer(&configuration, &signals)?;
     let gateway = server::start_gateway(server::gateway_options(&configuration, &data)?)?;
-    server::await_gateway(&gateway, &signals)?;
     let config = &configuration.gateway.config;
-    say_ready(&gateway, config, &data);
+    let parts = Parts { gateway: Some(gateway.monitor()), writer: Some(writer.clone()) };
+    let admin = server::start_admin(config.admin, parts)?;
+    server::await_gateway(&gateway, &signals)?;
+    say_ready(&gateway, config, &data, admin);
     let asked = signals.wait_while(|| gateway.is_running() && writer.failure().is_none());
     if asked {
         gateway.drain(Duration::from_millis(config.drain_timeout_ms * CLIENTS_TENTHS / 10));
@@ -41,11 +44,11 @@ fn serve(args: &UpArgs) -> Result<(), Failure> {
         return Err(Failure(failure.to_string()));
     }
     let ended = server::judge_exit(gateway.wait());
-    writer.stop().map_err(|failure| Failure(failure.to_string()))?;
+    server::stop_writer(&writer)?;
     ended
 }
 
-fn say_ready(gateway: &gateway::Handle, config: &Gateway, data: &Path) {
+fn say_ready(gateway: &gateway::Handle, config: &Gateway, data: &Path, admin: SocketAddr) {
     let url = server::client_url(gateway.addr(), &config.path);
     // Only what differs from the clients' defaults needs saying.
     let mut options = String::new();
@@ -56,6 +59,7 @@ fn say_ready(gateway: &gateway::Handle, config: &Gateway, data: &Path) {
         options.push_str(&format!(" --data {}", data.display()));
     }
     println!("gateway  {url}  driver {}, {} shards", gateway.driver(), gateway.shards());
+    println!("admin    http://{admin}/metrics  /readyz  /healthz");
     println!("data     {}", data.display());
     println!("try      parley chat --as alice{options}");
     println!("         parley chat --as bob{options}      (another terminal; then type /dm alice)");
