@@ -15,9 +15,7 @@ use storage_core::store::{CommandName, CommandRow, EntryRow, MarkRow};
 
 /// Version byte of the short values.
 const VALUE_VERSION: u8 = 1;
-/// Tags of inbox entries and command rows; both stand where the version byte stands.
-const ENTRY_EVENT: u8 = 1;
-const ENTRY_OWN: u8 = 2;
+/// Tags of command rows; they stand where the version byte stands.
 const COMMAND_SAME_CHAT: u8 = 1;
 const COMMAND_OTHER_CHAT: u8 = 2;
 
@@ -99,6 +97,13 @@ pub(crate) struct EventKey {
     len: usize,
 }
 
+impl EventKey {
+    /// The order of the keys.
+    pub(crate) fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self[..].cmp(&other[..])
+    }
+}
+
 impl std::ops::Deref for EventKey {
     type Target = [u8];
 
@@ -133,43 +138,37 @@ pub(crate) fn parse_inbox_key(key: &[u8]) -> Option<(UserId, u64)> {
     (key.len() == 16).then_some((parse_user(key)?, number_u64(key, 8)?))
 }
 
-/// Appends the value of an inbox entry.
+/// Appends the value of an inbox entry: an event's key in `events`, or a chat's for the own state in it.
+/// Their lengths tell them apart (20 or 28, and 16 bytes), and nearly all are short enough to need no allocation.
 pub(crate) fn put_entry(row: &EntryRow, out: &mut Vec<u8>) {
     match row {
-        EntryRow::Event { chat_id, seq } => {
-            out.push(ENTRY_EVENT);
-            out.extend_from_slice(&chat_id.0.to_be_bytes());
-            out.extend_from_slice(&seq.to_be_bytes());
-        }
-        EntryRow::Own { chat_id } => {
-            out.push(ENTRY_OWN);
-            out.extend_from_slice(&chat_id.0.to_be_bytes());
-        }
+        EntryRow::Event { chat_id, seq } => out.extend_from_slice(&event_key(*chat_id, *seq)),
+        EntryRow::Own { chat_id } => out.extend_from_slice(&chat_key(*chat_id)),
     }
 }
 
 pub(crate) fn parse_entry(value: &[u8]) -> Result<EntryRow, Damage> {
-    let entry = match (value.first(), value.len()) {
-        (Some(&ENTRY_EVENT), 25) => number_u128(value, 1)
-            .zip(number_u64(value, 17))
-            .map(|(chat, seq)| EntryRow::Event { chat_id: ChatId(chat), seq }),
-        (Some(&ENTRY_OWN), 17) => number_u128(value, 1).map(|chat| EntryRow::Own { chat_id: ChatId(chat) }),
-        _ => None,
+    let entry = match parse_chat_key(value) {
+        Some(chat_id) => Some(EntryRow::Own { chat_id }),
+        None => parse_event_key(value).map(|(chat_id, seq)| EntryRow::Event { chat_id, seq }),
     };
     entry.ok_or(Damage::Form)
 }
 
-/// `commands`.
-pub(crate) fn command_key(name: &CommandName) -> [u8; 40] {
-    parts(&[&chat_key(name.chat_id), &name.sender.0.to_be_bytes(), &name.client_msg_id.0.to_be_bytes()])
+/// `commands`: nobody reads them in an order, so a checksum of the name comes first, and the name after it.
+pub(crate) fn command_key(name: &CommandName) -> [u8; 44] {
+    let name: [u8; 40] =
+        parts(&[&name.chat_id.0.to_be_bytes(), &name.sender.0.to_be_bytes(), &name.client_msg_id.0.to_be_bytes()]);
+    parts(&[&crc32c::crc32c(&name).to_be_bytes(), &name])
 }
 
 pub(crate) fn parse_command_key(key: &[u8]) -> Option<CommandName> {
-    (key.len() == 40).then_some(CommandName {
-        chat_id: parse_chat(key)?,
-        sender: UserId(number_u64(key, 16)?),
-        client_msg_id: parley_protocol::ClientMsgId(number_u128(key, 24)?),
-    })
+    let name = CommandName {
+        chat_id: ChatId(number_u128(key, 4)?),
+        sender: UserId(number_u64(key, 20)?),
+        client_msg_id: parley_protocol::ClientMsgId(number_u128(key, 28)?),
+    };
+    (command_key(&name) == key).then_some(name)
 }
 
 /// Appends the value of a command row; its chat stands there only where the key does not say it.
@@ -351,6 +350,9 @@ mod tests {
         let hex = |key: &[u8]| key.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let (chat, user) = (ChatId(1 << 100 | 2), UserId(3));
         assert_eq!(hex(&event_key(chat, 4)), "975835ce1c9756ce000000000000000200000004");
+        let name = CommandName { chat_id: chat, sender: user, client_msg_id: parley_protocol::ClientMsgId(6) };
+        let named = "00000010000000000000000000000002000000000000000300000000000000000000000000000006";
+        assert_eq!(hex(&command_key(&name)), format!("030b4e91{named}"));
         assert_eq!(hex(&inbox_key(user, 5)), "daa66d2c7ddf743f0000000000000005");
         assert_eq!(hex(&member_key(chat, user)), "975835ce1c9756ce00000000000000020000000000000003");
         assert_eq!(hex(&user_chat_key(user, chat)), "daa66d2c7ddf743f00000010000000000000000000000002");

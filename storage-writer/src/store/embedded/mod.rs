@@ -191,9 +191,7 @@ impl EmbeddedStore {
         let batch = fjall::OwnedWriteBatch::with_capacity(self.database.clone(), 2 * rows + group.marks.len() + 8)
             .durability(Some(fjall::PersistMode::SyncData));
         let mut rows = Rows { batch, tables: &self.tables, scratch: &mut self.scratch };
-        for append in &group.appends {
-            rows.append(append);
-        }
+        rows.appends(&group.appends);
         if !group.marks.is_empty() {
             let view = EmbeddedView::take(&self.database, &self.tables);
             for write in &group.marks {
@@ -236,21 +234,42 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Events and all that follows from them.
-    fn append(&mut self, append: &Append) {
+    /// Events and all that follows from them, each table's rows in the order of their keys: neighbours in the engine's
+    /// memory are then touched one after the other.
+    fn appends(&mut self, appends: &[Append]) {
         let tables = self.tables;
-        for event in &append.events {
+        let mut events = Vec::with_capacity(appends.len());
+        let mut entries = Vec::with_capacity(2 * appends.len());
+        let mut commands = Vec::with_capacity(appends.len());
+        for append in appends {
+            events.extend(append.events.iter().map(|event| (layout::event_key(append.chat_id, event.seq), event)));
+            entries
+                .extend(append.entries.iter().map(|entry| (layout::inbox_key(entry.user_id, entry.inbox_seq), entry)));
+            commands.extend(append.commands.iter().map(|command| (layout::command_key(&command.name), command)));
+            self.rare(append);
+        }
+        events.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        entries.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        commands.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        for (key, event) in events {
             layout::checked(event, self.scratch);
-            self.batch.insert(&tables.events, &*layout::event_key(append.chat_id, event.seq), &self.scratch[..]);
+            self.batch.insert(&tables.events, &*key, &self.scratch[..]);
         }
-        for entry in &append.entries {
-            self.entry(entry.user_id, entry.inbox_seq, &entry.row);
+        for (key, entry) in entries {
+            self.scratch.clear();
+            layout::put_entry(&entry.row, self.scratch);
+            self.batch.insert(&tables.inbox, &key[..], &self.scratch[..]);
         }
-        for command in &append.commands {
+        for (key, command) in commands {
             self.scratch.clear();
             layout::put_command(command, self.scratch);
-            self.batch.insert(&tables.commands, &layout::command_key(&command.name)[..], &self.scratch[..]);
+            self.batch.insert(&tables.commands, &key[..], &self.scratch[..]);
         }
+    }
+
+    /// What few appends have.
+    fn rare(&mut self, append: &Append) {
+        let tables = self.tables;
         for (user_id, row) in &append.members {
             layout::checked(row, self.scratch);
             let by_chat = layout::member_key(append.chat_id, *user_id);
