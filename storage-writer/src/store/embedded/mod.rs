@@ -249,8 +249,8 @@ impl Rows<'_> {
             self.rare(append);
         }
         events.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        entries.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        commands.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        entries.sort_unstable_by_key(|entry| entry.0);
+        commands.sort_unstable_by_key(|command| command.0);
         for (key, event) in events {
             layout::checked(event, self.scratch);
             self.batch.insert(&tables.events, &*key, &self.scratch[..]);
