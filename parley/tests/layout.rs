@@ -135,73 +135,58 @@ fn is_word(text: &str, word: &str) -> bool {
         let before = text[..at].chars().next_back();
         let after = text[at + word.len()..].chars().next();
         let ends_in_name = word.chars().next_back().is_some_and(is_name);
-        !before.is_some_and(is_name) && !(ends_in_name && after.is_some_and(is_name))
+        let goes_on = ends_in_name && after.is_some_and(is_name);
+        !before.is_some_and(is_name) && !goes_on
     })
 }
 
-/// The packages of the workspace and the resolved graph of normal and build dependencies on this machine.
-struct Graph {
-    /// Package id -> name.
-    name_of: BTreeMap<String, String>,
-    /// Workspace package name -> names in its `[dependencies]`.
-    direct: BTreeMap<String, BTreeSet<String>>,
-    /// Package id -> ids it depends on, development dependencies left out.
-    edges: BTreeMap<String, Vec<String>>,
+fn cargo(arguments: &[&str]) -> Vec<u8> {
+    let output =
+        Command::new(env!("CARGO")).args(arguments).args(["--locked", "--offline"]).current_dir(root()).output();
+    let output = output.expect("cargo starts");
+    assert!(output.status.success(), "cargo {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
 }
 
-fn graph() -> Graph {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version", "1", "--locked", "--offline"])
-        .current_dir(root())
-        .output()
-        .expect("cargo starts");
-    assert!(output.status.success(), "cargo metadata: {}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("metadata is JSON");
+/// Workspace package name -> names in its `[dependencies]`.
+fn direct_dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let metadata: Value =
+        serde_json::from_slice(&cargo(&["metadata", "--format-version", "1", "--no-deps"])).expect("metadata is JSON");
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
     let list = |value: &Value| value.as_array().expect("a list").clone();
-
-    let members: BTreeSet<String> = list(&metadata["workspace_members"]).iter().map(text).collect();
-    let mut graph = Graph { name_of: BTreeMap::new(), direct: BTreeMap::new(), edges: BTreeMap::new() };
-    for package in list(&metadata["packages"]) {
-        let (id, name) = (text(&package["id"]), text(&package["name"]));
-        if members.contains(&id) {
-            let normal = list(&package["dependencies"]).into_iter().filter(|of| of["kind"] != "dev");
-            graph.direct.insert(name.clone(), normal.map(|of| text(&of["name"])).collect());
-        }
-        graph.name_of.insert(id, name);
-    }
-    for node in list(&metadata["resolve"]["nodes"]) {
-        let not_dev = |of: &Value| list(&of["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
-        let targets = list(&node["deps"]).into_iter().filter(not_dev).map(|of| text(&of["pkg"])).collect();
-        graph.edges.insert(text(&node["id"]), targets);
-    }
-    graph
+    let packages = list(&metadata["packages"]).into_iter().map(|package| {
+        let normal = list(&package["dependencies"]).into_iter().filter(|of| of["kind"] != "dev");
+        (text(&package["name"]), normal.map(|of| text(&of["name"])).collect())
+    });
+    packages.collect()
 }
 
-impl Graph {
-    /// (dependent, dependency) by name, for all that `package` reaches.
-    fn reached(&self, package: &str) -> BTreeSet<(String, String)> {
-        let start = self.name_of.iter().find(|(id, name)| *name == package && self.edges.contains_key(*id));
-        let mut open = vec![start.unwrap_or_else(|| panic!("no package {package}")).0.clone()];
-        let (mut seen, mut pairs) = (BTreeSet::new(), BTreeSet::new());
-        while let Some(id) = open.pop() {
-            for target in &self.edges[&id] {
-                pairs.insert((self.name_of[&id].clone(), self.name_of[target].clone()));
-                if seen.insert(target.clone()) {
-                    open.push(target.clone());
-                }
-            }
+/// (dependent, dependency) by name, for all that is built into `package`. `cargo tree` knows which optional parts of a
+/// crate are switched on; `cargo metadata` lists them all.
+fn reached(package: &str) -> BTreeSet<(String, String)> {
+    let tree = cargo(&["tree", "-p", package, "-e", "normal", "--prefix", "depth", "--format", " {p}", "--no-dedupe"]);
+    let mut path: Vec<String> = Vec::new();
+    let mut pairs = BTreeSet::new();
+    for line in String::from_utf8(tree).expect("a text").lines() {
+        let mut words = line.split_whitespace();
+        let depth: usize = words.next().and_then(|depth| depth.parse().ok()).expect("a depth");
+        let name = words.next().expect("a name").to_owned();
+        path.truncate(depth);
+        if let Some(by) = path.last() {
+            pairs.insert((by.clone(), name.clone()));
         }
-        pairs
+        path.push(name);
     }
+    assert!(!path.is_empty(), "no package {package}");
+    pairs
 }
 
 #[test]
 fn rooms_without_io_name_only_what_is_allowed() {
-    let graph = graph();
+    let direct = direct_dependencies();
     let mut found = Vec::new();
     for (package, folder, allowed) in SANS_IO {
-        for name in &graph.direct[*package] {
+        for name in &direct[*package] {
             if !allowed.contains(&name.as_str()) {
                 found.push(format!("{folder}/Cargo.toml names {name}"));
             }
@@ -212,10 +197,9 @@ fn rooms_without_io_name_only_what_is_allowed() {
 
 #[test]
 fn rooms_without_io_reach_no_runtime_socket_thread_or_randomness() {
-    let graph = graph();
     let mut found = Vec::new();
     for (package, ..) in SANS_IO {
-        for (by, name) in graph.reached(package) {
+        for (by, name) in reached(package) {
             let tolerated =
                 TOLERATED.iter().any(|(room, krate, through, _)| room == package && *krate == name && *through == by);
             if DENIED.contains(&name.as_str()) && !tolerated {
@@ -278,10 +262,10 @@ fn unsafe_lives_in_named_modules_of_the_gateway_shell() {
 
 #[test]
 fn only_binaries_choose_the_allocator() {
-    let graph = graph();
+    let direct = direct_dependencies();
     let binaries = ["parley", "perf"];
     let mut found = Vec::new();
-    for (package, direct) in &graph.direct {
+    for (package, direct) in &direct {
         if direct.contains("mimalloc") && !binaries.contains(&package.as_str()) {
             found.push(format!("{package} names mimalloc"));
         }
