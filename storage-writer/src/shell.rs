@@ -30,7 +30,9 @@ const EVENTS_MAX: usize = 256;
 const ACCEPTS_MAX: usize = 64;
 /// A link that the brain closes has this long to take its last records, milliseconds.
 const CLOSE_TIMEOUT_MS: u64 = 1_000;
-/// A turn that writes status and gauges, at the most this often, milliseconds; and always when something is wrong.
+/// No link is accepted for this long after the system refused one (for want of descriptors, say), milliseconds.
+const ACCEPT_PAUSE_MS: u64 = 1_000;
+/// Status and gauges are written at the most this often, milliseconds; and at once when readiness changes.
 const STATUS_INTERVAL_MS: u64 = 100;
 
 pub(crate) struct Shell {
@@ -49,7 +51,12 @@ pub(crate) struct Shell {
     halted: Option<HaltReason>,
     /// Since when it stops, and until when it may take.
     stop_at: Option<u64>,
+    /// No status is written before.
     status_at: u64,
+    /// The status that is shown is not the newest.
+    status_old: bool,
+    /// Nothing is accepted before.
+    accept_at: Option<u64>,
     done: Vec<(OpId, StoreResult)>,
     answers: Answers,
 }
@@ -80,6 +87,8 @@ impl Shell {
             halted: None,
             stop_at: None,
             status_at: 0,
+            status_old: false,
+            accept_at: None,
             done: Vec::new(),
             answers: Vec::new(),
         })
@@ -92,6 +101,7 @@ impl Shell {
             self.settle();
             self.write_links();
             self.show_status();
+            self.resume_accepting();
             if let Some(reason) = self.halted.take() {
                 return Err(match reason {
                     HaltReason::Fenced => Failure::Fenced,
@@ -128,7 +138,9 @@ impl Shell {
     fn wait(&mut self, events: &mut Vec<epoll::Event>) {
         events.clear();
         let closing = self.links.values().filter_map(|link| link.closing_at).min();
-        let timer = [self.writer.next_timer(), closing, self.stop_at].into_iter().flatten().min();
+        let status = self.status_old.then_some(self.status_at);
+        let timers = [self.writer.next_timer(), closing, self.stop_at, self.accept_at, status];
+        let timer = timers.into_iter().flatten().min();
         let timeout = timer.map(|at| at.saturating_sub(self.mono_ms()));
         let timeout = timeout.map(|ms| Timespec {
             tv_sec: (ms / 1000) as i64,
@@ -149,6 +161,9 @@ impl Shell {
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     tracing::warn!(%error, "a link was not accepted");
+                    // It would be offered again at once, and refused again.
+                    self.accept_at = Some(self.mono_ms() + ACCEPT_PAUSE_MS);
+                    self.watch_listener(EventFlags::empty());
                     return;
                 }
             };
@@ -168,6 +183,21 @@ impl Shell {
                 }
                 Err(error) => tracing::warn!(%error, "a link was not taken"),
             }
+        }
+    }
+
+    fn resume_accepting(&mut self) {
+        if self.accept_at.is_some_and(|at| at <= self.mono_ms()) {
+            self.accept_at = None;
+            self.watch_listener(EventFlags::IN);
+        }
+    }
+
+    fn watch_listener(&self, interest: EventFlags) {
+        if let Some(listener) = &self.listener
+            && let Err(error) = epoll::modify(&self.epoll, listener, EventData::new_u64(LISTENER), interest)
+        {
+            tracing::error!(%error, "the listener is not watched any more");
         }
     }
 
@@ -374,6 +404,7 @@ impl Shell {
         let mut shown = self.shared.status.lock().expect("no holder of the status panics");
         let status = self.writer.status();
         if mono_ms < self.status_at && status.ready == shown.ready && status.reason == shown.reason {
+            self.status_old = status != *shown;
             return;
         }
         if status.ready != shown.ready || status.reason != shown.reason {
@@ -384,6 +415,7 @@ impl Shell {
         }
         *shown = status;
         drop(shown);
+        self.status_old = false;
         self.status_at = mono_ms + STATUS_INTERVAL_MS;
         self.shared.metrics.reads_outstanding.set(self.readers.outstanding() as u64);
     }

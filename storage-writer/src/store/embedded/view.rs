@@ -29,12 +29,18 @@ fn damaged(table: &Keyspace, key: &[u8], damage: Damage) -> ReadError {
     for byte in key {
         text.push_str(&format!("{byte:02x}"));
     }
-    ReadError(format!("{text}: {damage}"))
+    told(format!("{text}: {damage}"))
+}
+
+/// Operators hear of damage where it is met; who asked hears only that it is there.
+fn told(text: String) -> ReadError {
+    tracing::error!("damaged data: {text}");
+    ReadError(text)
 }
 
 /// Names an unreadable table.
 fn unreadable(table: &Keyspace, error: &fjall::Error) -> ReadError {
-    ReadError(format!("embedded store, {}, table {}: {error}", table.path().display(), &**table.name()))
+    told(format!("embedded store, {}, table {}: {error}", table.path().display(), &**table.name()))
 }
 
 impl EmbeddedView {
