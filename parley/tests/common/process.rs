@@ -38,8 +38,6 @@ pub(crate) struct Process {
     child: Child,
     log: Log,
     readers: Vec<JoinHandle<()>>,
-    /// Nobody waits for a stopped process to end by itself.
-    stopped: bool,
 }
 
 impl Process {
@@ -58,7 +56,7 @@ impl Process {
             follow(child.stdout.take().expect("piped"), log.clone()),
             follow(child.stderr.take().expect("piped"), log.clone()),
         ];
-        Self { name: name.to_owned(), child, log, readers, stopped: false }
+        Self { name: name.to_owned(), child, log, readers }
     }
 
     /// Waits for the line that begins with `ready`.
@@ -83,14 +81,22 @@ impl Process {
     }
 
     pub(crate) fn signal(&mut self, signal: Signal) {
-        self.stopped = match signal {
-            Signal::STOP => true,
-            Signal::CONT => false,
-            _ => self.stopped,
-        };
         // Not waited for yet, so the pid is still this child's.
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
         kill_process(pid, signal).expect("a child can be signalled");
+        if signal == Signal::STOP {
+            poll(&format!("{} to stand still", self.name), || self.stands_still());
+        }
+    }
+
+    /// Whether every thread is stopped: SIGSTOP takes effect when some thread comes to handle it, not at once.
+    fn stands_still(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a child has tasks");
+        tasks.flatten().all(|task| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            // The state follows the name, which stands in parentheses and may hold any character: proc(5).
+            stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+        })
     }
 
     /// Whether it still runs.

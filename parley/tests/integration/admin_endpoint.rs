@@ -27,10 +27,7 @@ fn up_answers_on_its_admin_address() {
     let sum = |name: &str| samples.iter().filter(|it| it.name == name).map(|it| it.value).sum::<f64>();
     assert_eq!(sum("parley_gateway_sessions"), 2.0);
     assert_eq!(sum("parley_gateway_commands_sent_total"), 1.0);
-    assert!(
-        samples.iter().any(|sample| sample.name.starts_with("parley_writer_")),
-        "the writer's, too\n{text}"
-    );
+    assert!(samples.iter().any(|sample| sample.name.starts_with("parley_writer_")), "the writer's, too\n{text}");
     // Nothing that anybody said or is called is in there.
     assert!(!text.contains("counted") && !text.contains("alice"));
 }

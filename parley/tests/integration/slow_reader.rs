@@ -23,7 +23,7 @@ fn narrow(server: &Server, name: &str) -> Device {
     let mut device = Device::new(&server.target(), name, RKYV);
     device.mark = Some(0);
     let stream = TcpStream::connect(server.listen.addr).expect("the gateway accepts");
-    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 4_096).expect("a small buffer");
+    rustix::net::sockopt::set_socket_recv_buffer_size(&stream, 128 * 1024).expect("a small buffer");
     device.dial_on(stream).expect("upgraded");
     let token = server.target().token(name, 3_600, false);
     let hello = device.hello(Some(token), None);
