@@ -62,7 +62,9 @@ stats! {
     counter truncated_total;
     /// Nudges sent for fan-out that found no room.
     counter nudges_total;
-    /// Times a client's socket was paused because a queue that it feeds was full.
+    /// Times a client's frame waited for room in a queue that it feeds.
+    counter parks_total;
+    /// Times a client's socket was not read while its frame waited.
     counter pauses_total;
     /// Sessions closed by the gateway with a code that is an error of the client.
     counter closed_violation_total;

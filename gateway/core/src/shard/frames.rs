@@ -14,7 +14,10 @@ use parley_protocol::link::{Action, Ask, Command};
 use parley_protocol::wire::{self, Encoding};
 use parley_protocol::{ChatId, ClientFrame, ErrorCode, UserId, close, limits, partition};
 
-/// What a session may have sent ahead of a pause: what the kernel and the shell had read already.
+/// What a parked session may send ahead before its socket is not read any more. Parking is short and most clients send
+/// little: stopping to read, and starting again, costs more than keeping a few frames.
+const STASH_BYTES_PAUSE: usize = 8 << 10;
+/// What may come after that: what the kernel and the shell had read already.
 const STASH_BYTES_MAX: usize = 1 << 20;
 
 /// What became of a frame.
@@ -35,7 +38,12 @@ impl Shard {
             if parked.stash.len() + data.len() > STASH_BYTES_MAX {
                 return self.close(conn, close::STALLED_READER, "too much sent ahead", out);
             }
-            return parked.stash.extend_from_slice(data);
+            parked.stash.extend_from_slice(data);
+            if parked.stash.len() > STASH_BYTES_PAUSE && !std::mem::replace(&mut parked.paused, true) {
+                self.stats.pauses_total += 1;
+                out.push(Output::Pause(conn));
+            }
+            return;
         }
         self.session_input(now, conn, data, out);
     }
@@ -77,9 +85,13 @@ impl Shard {
         let Some(session) = self.session(conn) else { return };
         session.decoder = decoder;
         if let Some((frame, wait)) = waits {
-            session.parked = Some(Box::new(Parked { frame, wait, stash: rest }));
-            out.push(Output::Pause(conn));
-            self.stats.pauses_total += 1;
+            let paused = rest.len() > STASH_BYTES_PAUSE;
+            session.parked = Some(Box::new(Parked { frame, wait, stash: rest, paused }));
+            self.stats.parks_total += 1;
+            if paused {
+                self.stats.pauses_total += 1;
+                out.push(Output::Pause(conn));
+            }
             if let Wait::Credit(shard) = wait {
                 self.waiting[shard as usize].push_back(conn);
             }
@@ -90,17 +102,19 @@ impl Shard {
     pub(super) fn unpark(&mut self, now: Now, conn: ConnId, out: &mut Out) {
         let Some(session) = self.session(conn) else { return };
         let Some(parked) = session.parked.take() else { return };
-        let Parked { frame, mut stash, .. } = *parked;
+        let Parked { frame, mut stash, paused, .. } = *parked;
         if let Taken::Wait(frame, wait) = self.take_frame(now, conn, frame, out) {
             if let Wait::Credit(shard) = wait {
                 self.waiting[shard as usize].push_back(conn);
             }
             if let Some(session) = self.session(conn) {
-                session.parked = Some(Box::new(Parked { frame, wait, stash }));
+                session.parked = Some(Box::new(Parked { frame, wait, stash, paused }));
             }
             return;
         }
-        out.push(Output::Resume(conn));
+        if paused {
+            out.push(Output::Resume(conn));
+        }
         self.session_input(now, conn, &mut stash, out);
     }
 

@@ -91,6 +91,8 @@ pub(crate) struct Parked {
     pub(crate) frame: ClientFrame,
     pub(crate) wait: Wait,
     pub(crate) stash: Vec<u8>,
+    /// The socket is not read.
+    pub(crate) paused: bool,
 }
 
 /// A device's live connection.
