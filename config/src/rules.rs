@@ -110,6 +110,7 @@ pub(crate) const STORAGE_WRITER: &[(&str, Rule)] = &[
     ("embedded.memtable_bytes", Rule::Range(1 << 20, 4 * GIB)),
     // fjall refuses less than 64 MiB.
     ("embedded.journal_bytes_max", Rule::Range(64 << 20, 1 << 42)),
+    ("embedded.disk_reserve_bytes", Rule::Range(1 << 20, 1 << 42)),
     ("limits.group_members_max", MEMBERS),
     ("limits.inbox_fanout_members_max", MEMBERS),
     ("limits.payload_bytes_max", PAYLOAD),

@@ -229,7 +229,7 @@ pub struct Identity {
     pub leeway_s: u64,
     /// Seconds from a token's expiry until its connection is closed.
     pub expiry_grace_s: u64,
-    /// Path of the development key, accepted on loopback only. "" = dev.key in the data directory, where `parley up` makes it.
+    /// Path of the development key, accepted on loopback only. "" = dev-key.json in the data directory.
     pub dev_key_file: PathBuf,
     /// Path of the key that signs resume tickets. "" = ticket.key in the data directory.
     pub ticket_key_file: PathBuf,
@@ -299,8 +299,10 @@ pub struct Embedded {
     pub cache_bytes: usize,
     /// Bytes of one keyspace's memtable before it is written out.
     pub memtable_bytes: usize,
-    /// Bytes of journal on disk before memtables are written out.
+    /// Bytes of journal on disk before memtables are written out. A start reads, copies and syncs as much.
     pub journal_bytes_max: usize,
+    /// Bytes that must stay free on the disk: below, nothing is acknowledged until there is room again.
+    pub disk_reserve_bytes: u64,
 }
 
 /// What the log enforces, and what it keeps in memory.

@@ -224,6 +224,7 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
     options.embedded.cache_bytes = config.embedded.cache_bytes as u64;
     options.embedded.memtable_bytes = config.embedded.memtable_bytes as u64;
     options.embedded.journal_bytes_max = config.embedded.journal_bytes_max as u64;
+    options.embedded.disk_reserve_bytes = config.embedded.disk_reserve_bytes;
     let writer = &mut options.writer;
     writer.worker = config.worker;
     writer.group_members_max = config.limits.group_members_max as usize;
