@@ -132,7 +132,7 @@ pub struct Lobby {
     pub handshake_timeout_ms: u64,
     /// Milliseconds from the upgrade to an accepted Hello.
     pub hello_timeout_ms: u64,
-    /// Origins that browsers may come from, such as "https://chat.example.com". None given: no browser; `*`: all.
+    /// Origins that browsers may come from, such as `https://chat.example.com`. None given: no browser; `*`: all.
     /// Requests without an Origin header come from tools and pass.
     pub origins: Vec<String>,
 }
