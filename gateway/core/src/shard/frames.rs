@@ -2,6 +2,7 @@
 //! until there is some, and nothing of it is lost.
 
 use super::session::{Conn, Lobby, Parked, Session, Stage, Wait};
+use super::streams::flush_beside;
 use super::{Out, Shard, Tag, Timer};
 use crate::fan;
 use crate::mesh::{HomeAsk, Mesh, Origin};
@@ -417,6 +418,7 @@ impl Shard {
         if !session.closing {
             let encoding = session.encoding;
             session.queued += out.send_with(conn, |arena| fan::append(frame, encoding, arena));
+            flush_beside(session, out);
         }
     }
 

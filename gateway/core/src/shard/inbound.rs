@@ -65,7 +65,7 @@ impl Shard {
             Fanout::Deliver { fan, targets } => self.deliver(now, &fan, &targets, out),
             Fanout::Beside { fan, users } => {
                 for conn in users.into_iter().flat_map(|user_id| self.sessions_of(user_id)).collect::<Vec<_>>() {
-                    self.send_beside(conn, &fan, out);
+                    self.send_beside(now, conn, &fan);
                 }
             }
             Fanout::Live { chat_id, fan, except, generation } => {
@@ -107,7 +107,7 @@ impl Shard {
         for conn in conns {
             let Some(user_id) = self.session(conn).map(|session| session.user_id) else { continue };
             if except.iter().all(|target| target.user_id != user_id) {
-                self.send_beside(conn, fan, out);
+                self.send_live(conn, fan, out);
             }
         }
     }

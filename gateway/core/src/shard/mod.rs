@@ -40,6 +40,8 @@ enum Timer {
     Watch(ConnId),
     /// A mark is due.
     Mark(ConnId),
+    /// What waits beside a stream leaves.
+    Beside(ConnId),
     /// A hole had its time.
     Hole(ConnId),
     /// The slow comparison with the head.
@@ -289,6 +291,7 @@ impl Shard {
             Timer::Lobby(conn) => self.lobby_deadline(now, conn, out),
             Timer::Watch(conn) => self.watch(now, conn, out),
             Timer::Mark(conn) => self.mark_due(now, conn, out),
+            Timer::Beside(conn) => self.beside_due(conn, out),
             Timer::Hole(conn) => self.hole_due(conn),
             Timer::HeadCheck(conn) => self.head_check(now, conn),
             Timer::Receipts(chat_id) => self.receipts_due(now, chat_id),

@@ -108,6 +108,7 @@ pub(crate) struct Session {
     /// Told to reconnect; is closed when its requests are answered.
     pub(crate) draining: bool,
     pub(crate) mark_armed: bool,
+    pub(crate) beside_armed: bool,
     pub(crate) waits_to_read: bool,
     pub(crate) requests: u16,
     pub(crate) user_id: UserId,
@@ -127,6 +128,8 @@ pub(crate) struct Session {
     pub(crate) token_expires_at_ms: u64,
     pub(crate) rate: Rate,
     pub(crate) parked: Option<Box<Parked>>,
+    /// Whole frames that go out with the next one, or soon.
+    pub(crate) beside: Vec<u8>,
     pub(crate) subscriptions: Vec<ChatId>,
 }
 

@@ -16,6 +16,9 @@ use std::sync::Arc;
 
 /// Frames up to this size are copied for each receiver; larger ones are shared by reference.
 const COPY_BYTES_MAX: usize = 1024;
+/// Frames beside the stream wait so long for one to travel with, and are dropped above so many bytes.
+const BESIDE_WAIT_MS: u64 = 200;
+const BESIDE_BYTES_MAX: usize = 16 << 10;
 /// Sessions looked at in one step of a nudge to everybody, and the pause between steps.
 const NUDGE_STEP_SESSIONS: u32 = 256;
 const NUDGE_STEP_MS: u64 = 16;
@@ -33,6 +36,7 @@ impl Shard {
             closing: false,
             draining: false,
             mark_armed: false,
+            beside_armed: false,
             marked_ms: now.mono_ms,
             waits_to_read: false,
             requests: 0,
@@ -47,6 +51,7 @@ impl Shard {
             token_expires_at_ms: seat.token_expires_at_ms,
             rate: Rate::new(now.mono_ms, self.options.rate_burst),
             parked: None,
+            beside: Vec::new(),
             subscriptions: Vec::new(),
         };
         self.watch_first(now, &session);
@@ -215,8 +220,8 @@ impl Shard {
         self.stats.entries_total += sent;
     }
 
-    /// Frames beside the stream.
-    pub(super) fn send_beside(&mut self, conn: ConnId, fan: &Arc<Fan>, out: &mut Out) {
+    /// A live event of a large chat, beside the stream.
+    pub(super) fn send_live(&mut self, conn: ConnId, fan: &Arc<Fan>, out: &mut Out) {
         let outbox_max = self.options.outbox_bytes_max;
         if let Some(session) = self.session(conn)
             && !session.closing
@@ -224,6 +229,28 @@ impl Shard {
             && session.queued < outbox_max
         {
             send_shared(session, fan, out);
+        }
+    }
+
+    /// A receipt or a head: what a person hardly notices late. It travels with the next frame, because a send of its own
+    /// costs as much as a message; alone it leaves after a moment.
+    pub(super) fn send_beside(&mut self, now: Now, conn: ConnId, fan: &Arc<Fan>) {
+        let outbox_max = self.options.outbox_bytes_max;
+        let Some(session) = self.session(conn) else { return };
+        let full = session.queued >= outbox_max || session.beside.len() >= BESIDE_BYTES_MAX;
+        if session.closing || session.acting || full {
+            return;
+        }
+        session.beside.extend_from_slice(fan.bytes(session.encoding));
+        if !std::mem::replace(&mut session.beside_armed, true) {
+            self.timers.arm(now.mono_ms + BESIDE_WAIT_MS, Timer::Beside(conn));
+        }
+    }
+
+    pub(super) fn beside_due(&mut self, conn: ConnId, out: &mut Out) {
+        if let Some(session) = self.session(conn) {
+            session.beside_armed = false;
+            flush_beside(session, out);
         }
     }
 
@@ -418,5 +445,14 @@ fn send_shared(session: &mut Session, fan: &Fan, out: &mut Out) {
         out.send_with(session.conn, |arena| arena.extend_from_slice(bytes));
     } else {
         out.push(crate::output::Output::SendShared { conn: session.conn, bytes: bytes.clone() });
+    }
+    flush_beside(session, out);
+}
+
+/// Sends what waits beside the stream.
+pub(super) fn flush_beside(session: &mut Session, out: &mut Out) {
+    if !session.beside.is_empty() && !session.closing {
+        let frames = std::mem::take(&mut session.beside);
+        session.queued += out.send_with(session.conn, |arena| arena.extend_from_slice(&frames));
     }
 }
