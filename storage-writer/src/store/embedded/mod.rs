@@ -9,6 +9,7 @@ mod files;
 mod high_water;
 mod journal;
 mod layout;
+mod names;
 mod open;
 mod recorder;
 mod tables;
@@ -20,6 +21,7 @@ pub use view::EmbeddedView;
 
 use crate::metrics::StoreMetrics;
 use files::DirectoryLock;
+use names::Names;
 use recorder::{Job, Recorder};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -40,6 +42,8 @@ pub struct EmbeddedOptions {
     pub journal_bytes_max: u64,
     /// Groups are refused while less than this is free: room that the engine needs to write its memory out, bytes.
     pub disk_reserve_bytes: u64,
+    /// Memory that remembers which command names may be stored, bytes: 12 bits a name keep the search for new ones away.
+    pub names_filter_bytes: usize,
     /// Threads that write memory out and merge tables. With two or more fjall keeps one spinning during merges.
     pub worker_threads: usize,
 }
@@ -51,6 +55,7 @@ impl Default for EmbeddedOptions {
             memtable_bytes: 32 << 20,
             journal_bytes_max: 256 << 20,
             disk_reserve_bytes: 512 << 20,
+            names_filter_bytes: 32 << 20,
             worker_threads: 1,
         }
     }
@@ -76,6 +81,8 @@ impl Views {
 
 /// The engine, as the writer thread owns it.
 pub struct EmbeddedStore {
+    /// First, so that its scan ends before what it scans is closed.
+    names: Names,
     database: fjall::Database,
     tables: Arc<Tables>,
     views: Views,
@@ -109,6 +116,11 @@ impl EmbeddedStore {
 
     /// Answers a load from what is submitted so far.
     fn load(&self, request: &StoreRequest) -> StoreResult {
+        if let StoreRequest::FindCommand(name) = request
+            && !self.names.may_hold(name)
+        {
+            return StoreResult::Found(None);
+        }
         let view = EmbeddedView::take(&self.database, &self.tables);
         let found: Result<StoreResult, ReadError> = match request {
             StoreRequest::LoadMeta => Ok(StoreResult::Meta(self.records.clone())),
@@ -135,6 +147,7 @@ impl EmbeddedStore {
         }
         if group.no >= self.group_next {
             let started = Instant::now();
+            group.appends.iter().flat_map(|append| &append.commands).for_each(|row| self.names.insert(&row.name));
             let written = self.fill_batch(group).and_then(|batch| {
                 self.metrics.rows.add(batch.len() as u64);
                 batch.commit().map_err(|error| format!("{}: {error}", self.engine_dir.display()))

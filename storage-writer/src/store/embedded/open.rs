@@ -5,6 +5,7 @@ use super::error::OpenError;
 use super::files::{self, DirectoryLock, SCHEMA_VERSION};
 use super::high_water::{HIGH_WATER_FILE, HighWater};
 use super::journal::Journals;
+use super::names::Names;
 use super::recorder::Recorder;
 use super::tables::{self, Tables};
 use super::{EmbeddedOptions, EmbeddedStore, EmbeddedView, Views, Waker, layout};
@@ -61,9 +62,11 @@ impl EmbeddedStore {
 
         let view = EmbeddedView::take(&database, &tables);
         let records = view.records().map_err(unreadable(&engine_dir))?.unwrap_or_default();
+        let names = Names::of(options.names_filter_bytes, EmbeddedView::take(&database, &tables));
         let views = Views(Arc::new(Mutex::new(Arc::new(view))));
         let recorder = Recorder::start(high_water, views.clone(), waker, metrics.clone());
         Ok(Self {
+            names,
             database,
             tables,
             views,

@@ -97,6 +97,18 @@ impl EmbeddedView {
         self.get(&self.tables.meta, super::tables::META_STORE, layout::parse_u128)
     }
 
+    /// Shows the keys of all commands until `visit` has had enough; whether it saw them all.
+    pub(crate) fn for_each_command_key(&self, mut visit: impl FnMut(&[u8]) -> bool) -> Read<bool> {
+        // Above every key: they are 44 bytes.
+        let high = [0xff; 48];
+        let mut whole = true;
+        self.scan(&self.tables.commands, &[][..]..=&high[..], false, |key, _| {
+            whole = visit(key);
+            Ok(if whole { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+        Ok(whole)
+    }
+
     /// What a command did first.
     pub(crate) fn command(&self, name: &CommandName) -> Read<Option<CommandRow>> {
         let key = layout::command_key(name);
