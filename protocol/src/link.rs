@@ -137,6 +137,13 @@ pub enum Ask {
         /// At most [`crate::limits::RESOLVE_MAX`].
         users: Vec<UserId>,
     },
+    /// The user of an identity, without making one. Answer: `LoggedIn` or `Refused(NoSuchUser)`.
+    LookUp {
+        /// The token's `iss`.
+        issuer: String,
+        /// The token's `sub`.
+        subject: String,
+    },
 }
 
 /// A command, named for ever by (chat, sender, client_msg_id); a creation by (sender, client_msg_id).
@@ -193,6 +200,13 @@ pub enum ToGateway {
     },
     /// An answer.
     Answer(Answer),
+    /// Whether the storage tier takes commands; sent after every `Welcome` and whenever it changes.
+    Status {
+        /// It does.
+        ready: bool,
+        /// Why it does not, for people; empty when it does.
+        reason: String,
+    },
 }
 
 /// The link is open.

@@ -26,12 +26,12 @@ variants!(SERVER_NAMES, server_name, ServerFrame: Welcome Sent Error Event Own R
 variants!(BODY_NAMES, body_name, Body: Message Edit Delete Reaction Membership Title Unknown);
 variants!(CHANGE_NAMES, change_name, Change: Add Remove Role Rename Leave);
 variants!(ASK_NAMES, ask_name, Ask: Open LoadChat Command Marks Mute Inbox History Chats Members Login Resolve
-    Profiles);
+    Profiles LookUp);
 variants!(ACTION_NAMES, action_name, Action: Send Create Change);
 variants!(REPLY_NAMES, reply_name, Reply: Opened Chat Durable Duplicate Refused Failed Fenced Marked Inbox History Chats
     Members LoggedIn Users);
 variants!(TO_WRITER_NAMES, to_writer_name, ToWriter: Hello Request);
-variants!(TO_GATEWAY_NAMES, to_gateway_name, ToGateway: Welcome Fenced Rejected Answer);
+variants!(TO_GATEWAY_NAMES, to_gateway_name, ToGateway: Welcome Fenced Rejected Answer Status);
 variants!(ERROR_NAMES, error_name, ErrorCode: BadFrame NoSuchChat NoSuchUser Forbidden TooLarge RateLimited Unavailable
     GroupFull WrongChatKind OwnerMustHandOver NoSuchSeq UnsupportedKind BadToken TooMany NoChange Damaged);
 
@@ -313,6 +313,7 @@ pub(crate) fn asks() -> Vec<Ask> {
         Ask::Profiles { users: vec![ALICE] },
     ];
     asks.extend(actions().into_iter().map(command));
+    asks.push(Ask::LookUp { issuer: "https://id.example".into(), subject: "a-7".into() });
     asks
 }
 
@@ -368,5 +369,6 @@ pub(crate) fn to_gateway() -> Vec<ToGateway> {
         ToGateway::Rejected { reason: "link version 2 is not spoken here".into() },
     ];
     records.extend(replies().into_iter().enumerate().map(answer));
+    records.push(ToGateway::Status { ready: false, reason: "disk full".into() });
     records
 }

@@ -82,7 +82,8 @@ impl Writer {
             | Ask::Chats { .. }
             | Ask::Members { .. }
             | Ask::Resolve { .. }
-            | Ask::Profiles { .. }) => self.actions.push_back(Action::Read { link: link_id, no: to.no, ask }),
+            | Ask::Profiles { .. }
+            | Ask::LookUp { .. }) => self.actions.push_back(Action::Read { link: link_id, no: to.no, ask }),
             Ask::Open { partition } => self.open(to, partition),
             ask @ Ask::LoadChat { .. } if self.phase == Phase::Draining => {
                 self.hold(link_id, Request { no: to.no, home_epoch: to.epoch, ask });
