@@ -15,8 +15,8 @@ use parley_protocol::DeviceId;
 use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// How to serve.
@@ -89,6 +89,7 @@ pub struct Monitor {
     stats: Vec<Arc<Published>>,
     counters: Vec<Arc<Counters>>,
     draining: Arc<AtomicBool>,
+    storage_reason: Arc<Mutex<String>>,
 }
 
 /// Starts the shards.
@@ -113,6 +114,8 @@ pub fn serve(options: Options) -> Result<Handle, Error> {
     let stats: Vec<Arc<Published>> =
         (0..shards).map(|_| Arc::new(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
     let published = stats.clone();
+    let storage_reason = Arc::new(Mutex::new(String::new()));
+    let reason = storage_reason.clone();
     let template = shard_options(config, shards, gateway);
     let tickets = options.tickets.clone();
     let plane = plane::run(plane_options(&options, shards), move |shard| ChatBrain {
@@ -123,10 +126,11 @@ pub fn serve(options: Options) -> Result<Handle, Error> {
         ),
         number: shard,
         stats: published[shard as usize].clone(),
+        storage_reason: reason.clone(),
     })
     .map_err(Error::Start)?;
     let (driver, counters) = (plane.driver(), plane.counters().to_vec());
-    let monitor = Monitor { driver, stats, counters, draining: Arc::new(AtomicBool::new(false)) };
+    let monitor = Monitor { driver, stats, counters, draining: Arc::new(AtomicBool::new(false)), storage_reason };
     Ok(Handle { plane, monitor })
 }
 
@@ -269,11 +273,17 @@ impl Monitor {
     /// Whether it can serve.
     pub fn status(&self) -> Status {
         const LINK_UP: usize = position("link_up");
+        const STORAGE_READY: usize = position("storage_ready");
         if self.draining.load(Ordering::Relaxed) {
             return Status::NotReady("draining".to_owned());
         }
         let down = self.stats.iter().filter(|stats| stats[LINK_UP].load(Ordering::Relaxed) == 0).count();
+        let refused = self.stats.iter().any(|stats| stats[STORAGE_READY].load(Ordering::Relaxed) == 0);
         match down {
+            0 if refused => {
+                let reason = self.storage_reason.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                Status::NotReady(format!("the storage-writer takes no commands: {reason}"))
+            }
             0 => Status::Ready,
             down => {
                 Status::NotReady(format!("{down} of {} shards have no link to the storage-writer", self.stats.len()))
@@ -383,6 +393,7 @@ struct ChatBrain {
     shard: Shard,
     number: u16,
     stats: Arc<Published>,
+    storage_reason: Arc<Mutex<String>>,
 }
 
 type Out = Outputs<Mesh, Seat>;
@@ -425,7 +436,15 @@ impl Brain for ChatBrain {
 
     fn handle_link_data(&mut self, now: Now, data: &mut [u8], out: &mut Out) {
         let was_ready = self.shard.is_ready();
+        let could_store = self.shard.stats.storage_ready;
         self.shard.handle_link_data(now, data, out);
+        if could_store != self.shard.stats.storage_ready {
+            let reason = self.shard.storage_reason();
+            reason.clone_into(&mut self.storage_reason.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+            if !reason.is_empty() {
+                tracing::warn!(shard = self.number, "the storage-writer takes no commands: {reason}");
+            }
+        }
         if !was_ready && self.shard.is_ready() {
             tracing::info!(shard = self.number, "the link to the storage-writer is open");
         }

@@ -36,6 +36,13 @@ pub enum LinkEvent<T> {
         /// The answer.
         reply: Reply,
     },
+    /// Whether the storage tier takes commands; the text says why not.
+    Status {
+        /// It does.
+        ready: bool,
+        /// Why not.
+        reason: String,
+    },
     /// This gateway must end.
     Fenced,
     /// The writer will not have this gateway; the text says why.
@@ -216,6 +223,7 @@ impl<T> Link<T> {
                 events.push_back(LinkEvent::Up { again: self.was_up });
                 self.was_up = true;
             }
+            ToGateway::Status { ready, reason } => events.push_back(LinkEvent::Status { ready, reason }),
             ToGateway::Fenced => events.push_back(LinkEvent::Fenced),
             ToGateway::Rejected { reason } => events.push_back(LinkEvent::Rejected(reason)),
             ToGateway::Answer(Answer { reply: Reply::Fenced, .. }) => events.push_back(LinkEvent::Fenced),

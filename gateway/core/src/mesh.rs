@@ -87,9 +87,7 @@ pub enum HomeReply {
         /// The command, if it was one.
         client_msg_id: Option<ClientMsgId>,
     },
-    /// Live events follow.
-    Subscribed(Head),
-    /// Taken; the client hears nothing.
+    /// Taken; the client hears nothing of it here.
     Taken,
 }
 
@@ -119,6 +117,16 @@ pub enum Fanout {
         /// Who gets it as an inbox entry already.
         except: Arc<[Target]>,
         /// Counts the subscriptions of the target shard; comes back in `NoSubscribers`.
+        generation: u32,
+    },
+    /// A session is subscribed: live events follow. On this queue, so that the end of a subscription never overtakes its
+    /// beginning.
+    Subscribed {
+        /// The session.
+        conn: ConnId,
+        /// The chat, and where its live events begin.
+        head: Head,
+        /// See `Live`.
         generation: u32,
     },
     /// A member was taken out: its subscriptions of the chat end.

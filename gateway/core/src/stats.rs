@@ -36,6 +36,8 @@ stats! {
     gauge link_unanswered;
     /// 1 while the link to the storage-writer is open.
     gauge link_up;
+    /// 1 while the storage tier takes commands, as it said last.
+    gauge storage_ready;
     /// Times the link was opened.
     counter link_opened_total;
     /// Requests refused before a session: bad heads, origins, tokens, deadlines.

@@ -193,3 +193,19 @@ fn a_credit_that_is_missing_parks_the_sender_and_loses_nothing() {
     assert_eq!(world.texts(bob), expected);
     assert_eq!(world.client(alice).sent().len(), 50);
 }
+
+#[test]
+fn marks_of_a_message_whose_answer_was_lost_are_taken() {
+    let (mut world, alice, bob) = two(2);
+    let chat = world.direct(alice, bob);
+    let first = world.text(chat, "first");
+    world.say(alice, first);
+    let frame = world.text(chat, "lost answer");
+    world.say_and_lose_the_answer(alice, frame);
+    world.sleep(5_000);
+    assert_eq!(world.texts(bob), ["first", "lost answer"]);
+    world.say(bob, ClientFrame::Read(Position { chat_id: chat, seq: 2 }));
+    world.sleep(3_000);
+    assert!(world.client(bob).errors().is_empty());
+    assert!(world.client(bob).frames.iter().any(|frame| matches!(frame, ServerFrame::Own(own) if own.read_seq == 2)));
+}

@@ -110,3 +110,42 @@ fn a_group_crosses_the_limit_both_ways_while_a_device_is_away() {
     seen.extend(page.expect("a page").events.iter().map(|event| event.seq));
     assert_eq!(seen, (1..=head).collect());
 }
+
+#[test]
+fn a_removal_whose_answer_was_lost_still_ends_the_subscription() {
+    let (mut world, chat_id, clients) = group(6, 4);
+    world.say(clients[1], ClientFrame::Subscribe(ChatRef { chat_id }));
+    let users = vec![world.user(clients[1])];
+    let client_msg_id = world.msg_id();
+    let remove = GroupChange { chat_id, client_msg_id, change: Change::Remove { users } };
+    world.say_and_lose_the_answer(clients[0], ClientFrame::GroupChange(remove));
+    world.sleep(5_000);
+    assert_eq!(world.client(clients[0]).sent().len(), 2, "answered after the resend");
+    let frame = world.text(chat_id, "secret");
+    world.say(clients[0], frame);
+    world.sleep(3_000);
+    assert!(world.texts(clients[1]).is_empty());
+    assert_eq!(events(&mut world, clients[1]).last().map(|event| event.seq), Some(3), "the removal itself arrives");
+    world.say(clients[1], ClientFrame::Subscribe(ChatRef { chat_id }));
+    assert_eq!(world.client(clients[1]).errors().len(), 1);
+}
+
+#[test]
+fn an_addition_whose_answer_was_lost_is_known_to_the_home() {
+    let (mut world, chat_id, clients) = group(6, 4);
+    let late = world.connect("late", 99, None);
+    let first = world.text(chat_id, "first");
+    world.say(clients[0], first);
+    let users = vec![world.user(late)];
+    let client_msg_id = world.msg_id();
+    let add = GroupChange { chat_id, client_msg_id, change: Change::Add { users } };
+    world.say_and_lose_the_answer(clients[0], ClientFrame::GroupChange(add));
+    world.sleep(5_000);
+    assert_eq!(
+        events(&mut world, late).last().map(|event| event.seq),
+        Some(4),
+        "told without waiting for a head check"
+    );
+    world.say(late, ClientFrame::Subscribe(ChatRef { chat_id }));
+    assert!(world.client(late).errors().is_empty());
+}

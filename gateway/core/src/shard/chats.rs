@@ -13,6 +13,9 @@ use parley_protocol::partition;
 use parley_protocol::{ChatId, ClientMsgId, ErrorCode, UserId};
 use std::sync::Arc;
 
+/// A home that could not be loaded again is tried so often.
+const RELOAD_MS: u64 = 1_000;
+
 impl Shard {
     /// A session, here or on another shard, asks a chat home.
     pub(super) fn home_ask(&mut self, now: Now, origin: Origin, ask: HomeAsk, out: &mut Out) {
@@ -78,20 +81,73 @@ impl Shard {
 
     pub(super) fn loaded(&mut self, now: Now, chat_id: ChatId, reply: Reply, out: &mut Out) {
         let Some(home) = self.chats.get_mut(&chat_id) else { return };
-        match reply {
-            Reply::Chat(state) => {
-                for (origin, ask) in home.load(state) {
-                    self.home_act(now, origin, ask, out);
-                }
+        if let Reply::Chat(state) = reply {
+            let before = home.before.take();
+            let asks = home.load(state);
+            if let Some(before) = before {
+                self.make_known(now, chat_id, before, out);
             }
-            reply => {
-                let code = refusal(&reply);
-                let Some(ChatHome { phase: Phase::Loading(asks), .. }) = self.chats.remove(&chat_id) else { return };
-                for (origin, ask) in asks {
-                    let client_msg_id = command_name(&ask);
-                    self.reply(origin, HomeReply::Error { code, chat_id, client_msg_id }, out);
-                }
+            for (origin, ask) in asks {
+                self.home_act(now, origin, ask, out);
             }
+            return;
+        }
+        let code = refusal(&reply);
+        let Phase::Loading(asks) = std::mem::replace(&mut home.phase, Phase::Loading(Vec::new())) else { return };
+        if home.before.is_some() {
+            // Whose subscriptions must end is not known yet: the home stays until it is.
+            self.timers.arm(now.mono_ms + RELOAD_MS, Timer::Reload(chat_id));
+        } else {
+            self.chats.remove(&chat_id);
+            self.trim_chat_clock();
+        }
+        for (origin, ask) in asks {
+            let client_msg_id = command_name(&ask);
+            self.reply(origin, HomeReply::Error { code, chat_id, client_msg_id }, out);
+        }
+    }
+
+    /// Homes that could not be loaded leave their entry behind; it goes before such entries are half of all.
+    fn trim_chat_clock(&mut self) {
+        const SLACK: usize = 1024;
+        if self.chat_clock.len() > 2 * self.chats.len() + SLACK {
+            let chats = &self.chats;
+            self.chat_clock.retain(|chat_id| chats.contains_key(chat_id));
+        }
+    }
+
+    /// The answer to a command was lost with a link, and with it what the command did: the home is loaded again.
+    fn reload(&mut self, chat_id: ChatId) {
+        let Some(home) = self.chats.get_mut(&chat_id) else { return };
+        // A load that is under way was asked for after every command that is answered now, and knows what they did.
+        if matches!(home.phase, Phase::Ready) {
+            home.before = Some(home.members.iter().map(|member| member.user_id).collect());
+            home.phase = Phase::Loading(Vec::new());
+            self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+        }
+    }
+
+    pub(super) fn reload_due(&mut self, chat_id: ChatId) {
+        if self.chats.get(&chat_id).is_some_and(|home| home.before.is_some()) {
+            self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+        }
+    }
+
+    /// Makes good what was lost with an answer: subscriptions of those who left end, and everybody compares positions.
+    fn make_known(&mut self, now: Now, chat_id: ChatId, before: Vec<UserId>, out: &mut Out) {
+        let Some(home) = self.chats.get(&chat_id) else { return };
+        let mut users: Vec<UserId> = home.members.iter().map(|member| member.user_id).collect();
+        let large = home.large;
+        for user_id in before {
+            if users.binary_search(&user_id).is_err() {
+                let shard = self.shard_of(user_id);
+                self.fan_out(now, shard, Fanout::EndSubscription { chat_id, user_id }, out);
+                users.insert(users.partition_point(|other| *other < user_id), user_id);
+            }
+        }
+        self.fan_out_to_users(now, users.into_iter(), Fanout::Nudge, out);
+        if large {
+            self.arm_heads(now, chat_id);
         }
     }
 
@@ -124,9 +180,10 @@ impl Shard {
                 self.reply(origin, HomeReply::Taken, out);
             }
             HomeAsk::Subscribe { .. } => {
-                home.subscribe(origin.shard);
+                let generation = home.subscribe(origin.shard);
                 let head = home.head(chat_id);
-                self.reply(origin, HomeReply::Subscribed(head), out);
+                self.fan_out(now, origin.shard, Fanout::Subscribed { conn: origin.conn, head, generation }, out);
+                self.reply(origin, HomeReply::Taken, out);
             }
         }
     }
@@ -141,17 +198,25 @@ impl Shard {
     }
 
     /// The log answered a command.
+    #[expect(clippy::too_many_arguments, reason = "the fields of one request and its answer")]
     pub(super) fn command_done(
         &mut self,
         now: Now,
         origin: Origin,
         chat_id: ChatId,
         client_msg_id: ClientMsgId,
+        resent: bool,
         reply: Reply,
         out: &mut Out,
     ) {
         if let Some(home) = self.chats.get_mut(&chat_id) {
             home.commands_under_way -= 1;
+            // Rule 10: the first answer, and what it would have made known, may have been lost with its link.
+            if let Reply::Duplicate { seq, .. } = &reply
+                && (resent || *seq > home.head_seq)
+            {
+                self.reload(chat_id);
+            }
         }
         let reply = self.commit(now, chat_id, client_msg_id, reply, out);
         self.reply(origin, reply, out);
@@ -177,8 +242,6 @@ impl Shard {
                 HomeReply::Sent(sent)
             }
             Reply::Duplicate { chat_id, message_id, seq } => {
-                // Rule 10: the fan-out of the first answer may have been lost with whoever got it.
-                self.nudge_members(now, chat_id, out);
                 self.stats.commands_sent_total += 1;
                 HomeReply::Sent(Sent { chat_id, client_msg_id, message_id, seq })
             }
@@ -254,12 +317,6 @@ impl Shard {
                 self.fan_out(now, shard as u16, make(users), out);
             }
         }
-    }
-
-    fn nudge_members(&mut self, now: Now, chat_id: ChatId, out: &mut Out) {
-        let Some(home) = self.chats.get(&chat_id) else { return };
-        let users: Vec<UserId> = home.members.iter().map(|member| member.user_id).collect();
-        self.fan_out_to_users(now, users.into_iter(), Fanout::Nudge, out);
     }
 
     fn arm_receipts(&mut self, now: Now, chat_id: ChatId) {

@@ -18,7 +18,8 @@ use parley_protocol::{ChatId, ClientFrame, ErrorCode, UserId, close, limits, par
 /// What a parked session may send ahead before its socket is not read any more. Parking is short and most clients send
 /// little: stopping to read, and starting again, costs more than keeping a few frames.
 const STASH_BYTES_PAUSE: usize = 8 << 10;
-/// What may come after that: what the kernel and the shell had read already.
+/// What may come after that: the shell had read it already when it heard of the pause. A client that sends more than this
+/// beyond its `requests_in_flight_max` is closed.
 const STASH_BYTES_MAX: usize = 1 << 20;
 
 /// What became of a frame.
@@ -36,21 +37,32 @@ impl Shard {
             return;
         }
         if let Some(parked) = &mut session.parked {
-            if parked.stash.len() + data.len() > STASH_BYTES_MAX {
+            if parked.stash.len() - parked.at + data.len() > STASH_BYTES_MAX {
                 return self.close(conn, close::STALLED_READER, "too much sent ahead", out);
             }
             parked.stash.extend_from_slice(data);
-            if parked.stash.len() > STASH_BYTES_PAUSE && !std::mem::replace(&mut parked.paused, true) {
+            let waits = parked.stash.len() - parked.at;
+            if waits > STASH_BYTES_PAUSE && !std::mem::replace(&mut parked.paused, true) {
                 self.stats.pauses_total += 1;
                 out.push(Output::Pause(conn));
             }
             return;
         }
-        self.session_input(now, conn, data, out);
+        if let Some((frame, wait, at)) = self.session_input(now, conn, data, out) {
+            let stash = data[at..].to_vec();
+            self.park(conn, Box::new(Parked { frame, wait, stash, at: 0, paused: false }), out);
+        }
     }
 
-    fn session_input(&mut self, now: Now, conn: ConnId, data: &mut [u8], out: &mut Out) {
-        let Some(session) = self.session(conn) else { return };
+    /// Acts on what came until it is used up, or a frame has to wait: then with how far it came.
+    fn session_input(
+        &mut self,
+        now: Now,
+        conn: ConnId,
+        data: &mut [u8],
+        out: &mut Out,
+    ) -> Option<(ClientFrame, Wait, usize)> {
+        let session = self.session(conn)?;
         let encoding = session.encoding;
         let mut decoder = std::mem::replace(&mut session.decoder, Decoder::new(0));
         let mut at = 0;
@@ -58,7 +70,10 @@ impl Shard {
             let event = match decoder.next(data, &mut at) {
                 Ok(Some(event)) => event,
                 Ok(None) => break None,
-                Err(error) => return self.violation(conn, error.close_code(), error.reason(), out),
+                Err(error) => {
+                    self.violation(conn, error.close_code(), error.reason(), out);
+                    return None;
+                }
             };
             let frame = match event {
                 Event::Ping(payload) => {
@@ -66,57 +81,74 @@ impl Shard {
                     continue;
                 }
                 Event::Pong(_) => continue,
-                Event::Close { code, .. } => return self.close(conn, code.unwrap_or(1000), "", out),
+                Event::Close { code, .. } => {
+                    self.close(conn, code.unwrap_or(1000), "", out);
+                    return None;
+                }
                 Event::Text(text) if encoding == Encoding::Json => wire::decode_client_frame(encoding, text.as_bytes()),
                 Event::Binary(bytes) if encoding == Encoding::Rkyv => wire::decode_client_frame(encoding, bytes),
-                _ => return self.violation(conn, 1003, "this subprotocol does not use this kind of message", out),
+                _ => {
+                    self.violation(conn, 1003, "this subprotocol does not use this kind of message", out);
+                    return None;
+                }
             };
             let Ok(frame) = frame else {
-                return self.violation(conn, 1007, "the message is not a frame of the subprotocol", out);
+                self.violation(conn, 1007, "the message is not a frame of the subprotocol", out);
+                return None;
             };
             self.stats.client_frames_total += 1;
             if let Taken::Wait(frame, wait) = self.take_frame(now, conn, frame, out) {
-                break Some((frame, wait));
+                break Some((frame, wait, at));
             }
             if self.session(conn).is_none_or(|session| session.closing) {
-                return;
+                return None;
             }
         };
-        let rest = data.get(at..).unwrap_or_default().to_vec();
-        let Some(session) = self.session(conn) else { return };
-        session.decoder = decoder;
-        if let Some((frame, wait)) = waits {
-            let paused = rest.len() > STASH_BYTES_PAUSE;
-            session.parked = Some(Box::new(Parked { frame, wait, stash: rest, paused }));
-            self.stats.parks_total += 1;
-            if paused {
-                self.stats.pauses_total += 1;
-                out.push(Output::Pause(conn));
-            }
-            if let Wait::Credit(shard) = wait {
-                self.waiting[shard as usize].push_back(conn);
-            }
+        self.session(conn)?.decoder = decoder;
+        waits
+    }
+
+    /// Puts a frame aside until there is room for it, with what came after it.
+    fn park(&mut self, conn: ConnId, mut parked: Box<Parked>, out: &mut Out) {
+        if parked.stash.len() - parked.at > STASH_BYTES_PAUSE && !std::mem::replace(&mut parked.paused, true) {
+            self.stats.pauses_total += 1;
+            out.push(Output::Pause(conn));
+        }
+        self.stats.parks_total += 1;
+        if let Wait::Credit(shard) = parked.wait {
+            self.waiting[shard as usize].push_back(conn);
+        }
+        if let Some(session) = self.session(conn) {
+            session.parked = Some(parked);
         }
     }
 
     /// Goes on with a session whose frame may have room now.
     pub(super) fn unpark(&mut self, now: Now, conn: ConnId, out: &mut Out) {
-        let Some(session) = self.session(conn) else { return };
-        let Some(parked) = session.parked.take() else { return };
-        let Parked { frame, mut stash, paused, .. } = *parked;
-        if let Taken::Wait(frame, wait) = self.take_frame(now, conn, frame, out) {
-            if let Wait::Credit(shard) = wait {
-                self.waiting[shard as usize].push_back(conn);
+        let Some(mut parked) = self.session(conn).and_then(|session| session.parked.take()) else { return };
+        match self.take_frame(now, conn, parked.frame, out) {
+            Taken::Wait(frame, wait) => {
+                parked.frame = frame;
+                parked.wait = wait;
+                return self.park(conn, parked, out);
             }
-            if let Some(session) = self.session(conn) {
-                session.parked = Some(Box::new(Parked { frame, wait, stash, paused }));
+            Taken::Done => {}
+        }
+        let at = parked.at;
+        match self.session_input(now, conn, &mut parked.stash[at..], out) {
+            Some((frame, wait, came)) => {
+                let Parked { mut stash, paused, .. } = *parked;
+                let mut at = at + came;
+                // What was acted on goes when it is the larger half: each byte moves at most once for each that goes.
+                if at > stash.len() / 2 {
+                    stash.drain(..at);
+                    at = 0;
+                }
+                self.park(conn, Box::new(Parked { frame, wait, stash, at, paused }), out);
             }
-            return;
+            None if parked.paused => out.push(Output::Resume(conn)),
+            None => {}
         }
-        if paused {
-            out.push(Output::Resume(conn));
-        }
-        self.session_input(now, conn, &mut stash, out);
     }
 
     fn answer_ping(&mut self, conn: ConnId, payload: &[u8], out: &mut Out) {
@@ -151,15 +183,15 @@ impl Shard {
             ClientFrame::GroupCreate(_) => self.create_group(now, conn, frame, out),
             ClientFrame::Delivered(at) => {
                 let (chat_id, delivered_seq) = (at.chat_id, at.seq);
-                self.ask_home(conn, HomeAsk::Marks { chat_id, delivered_seq, read_seq: 0 }, frame, out)
+                self.ask_home(now, conn, HomeAsk::Marks { chat_id, delivered_seq, read_seq: 0 }, frame, out)
             }
             ClientFrame::Read(at) => {
                 let (chat_id, read_seq) = (at.chat_id, at.seq);
-                self.ask_home(conn, HomeAsk::Marks { chat_id, delivered_seq: 0, read_seq }, frame, out)
+                self.ask_home(now, conn, HomeAsk::Marks { chat_id, delivered_seq: 0, read_seq }, frame, out)
             }
-            ClientFrame::Subscribe(chat) => self.subscribe(conn, chat.chat_id, frame, out),
+            ClientFrame::Subscribe(chat) => self.subscribe(now, conn, chat.chat_id, frame, out),
             ClientFrame::Unsubscribe(chat) => {
-                self.unsubscribe(conn, chat.chat_id);
+                self.unsubscribe(now, conn, chat.chat_id, out);
                 Taken::Done
             }
             ClientFrame::Ping(ping) => {
@@ -173,7 +205,7 @@ impl Shard {
                 self.violation(conn, 1008, "Hello comes once", out);
                 Taken::Done
             }
-            _ => self.ask_page(conn, frame),
+            _ => self.ask_page(now, conn, frame, out),
         }
     }
 
@@ -233,7 +265,7 @@ impl Shard {
         Taken::Done
     }
 
-    /// Charges a command to the session's rate, or makes the refusal.
+    /// Charges a request to the session's rate, or makes the refusal.
     fn charge(&mut self, now: Now, conn: ConnId, frame: &ClientFrame) -> Result<(), frame::Error> {
         let (per_s, burst) = (self.options.rate_per_s, self.options.rate_burst);
         let Some(session) = self.session(conn) else { return Ok(()) };
@@ -243,10 +275,15 @@ impl Shard {
         })
     }
 
-    fn ask_home(&mut self, conn: ConnId, ask: HomeAsk, frame: ClientFrame, out: &mut Out) -> Taken {
+    fn ask_home(&mut self, now: Now, conn: ConnId, ask: HomeAsk, frame: ClientFrame, out: &mut Out) -> Taken {
         let target = partition::shard(partition::of_chat(ask.chat_id()), self.options.shards);
         if !self.credits.take(target) {
             return Taken::Wait(frame, Wait::Credit(target));
+        }
+        if let Err(refused) = self.charge(now, conn, &frame) {
+            self.credits.give(target);
+            self.error(conn, refused, out);
+            return Taken::Done;
         }
         let Some(session) = self.session(conn) else { return Taken::Done };
         session.requests += 1;
@@ -265,21 +302,26 @@ impl Shard {
         }
     }
 
-    fn subscribe(&mut self, conn: ConnId, chat_id: ChatId, frame: ClientFrame, out: &mut Out) -> Taken {
+    fn subscribe(&mut self, now: Now, conn: ConnId, chat_id: ChatId, frame: ClientFrame, out: &mut Out) -> Taken {
         let subscriptions_max = self.options.subscriptions_max;
         let Some(session) = self.session(conn) else { return Taken::Done };
         if session.subscriptions.len() >= subscriptions_max && !session.subscriptions.contains(&chat_id) {
             self.error(conn, frame.error(ErrorCode::TooMany, "unsubscribe from another chat first"), out);
             return Taken::Done;
         }
-        self.ask_home(conn, HomeAsk::Subscribe { chat_id }, frame, out)
+        self.ask_home(now, conn, HomeAsk::Subscribe { chat_id }, frame, out)
     }
 
     /// Reads that go straight to the storage tier.
-    fn ask_page(&mut self, conn: ConnId, frame: ClientFrame) -> Taken {
+    fn ask_page(&mut self, now: Now, conn: ConnId, frame: ClientFrame, out: &mut Out) -> Taken {
         let own = self.options.shard;
         if !self.credits.take(own) {
             return Taken::Wait(frame, Wait::Credit(own));
+        }
+        if let Err(refused) = self.charge(now, conn, &frame) {
+            self.credits.give(own);
+            self.error(conn, refused, out);
+            return Taken::Done;
         }
         let Some(session) = self.session(conn) else { return Taken::Done };
         let user_id = session.user_id;
@@ -347,7 +389,7 @@ impl Shard {
             session.requests += 1;
         }
         // Whether the new token is for the same user, the storage tier knows.
-        let ask = Ask::Login { issuer: identity.issuer, subject: identity.subject, name: String::new() };
+        let ask = Ask::LookUp { issuer: identity.issuer, subject: identity.subject };
         self.link.ask(ask, Tag::Renew { conn, expires_at_ms });
         Taken::Done
     }

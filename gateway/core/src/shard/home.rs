@@ -31,6 +31,8 @@ pub(crate) struct ChatHome {
     pub(crate) receipts_ms: Option<u64>,
     pub(crate) heads_armed: bool,
     pub(crate) commands_under_way: u32,
+    /// Members before the home had to be loaded again, because an answer of the log was lost.
+    pub(crate) before: Option<Vec<UserId>>,
     /// Shards with sessions that look at the chat; counts their subscriptions.
     pub(crate) subscribers: Vec<(u16, u32)>,
     /// Used since the clock of the eviction passed.
@@ -51,6 +53,7 @@ impl ChatHome {
             receipts_ms: None,
             heads_armed: false,
             commands_under_way: 0,
+            before: None,
             subscribers: Vec::new(),
             used: true,
         }
@@ -157,10 +160,16 @@ impl ChatHome {
     }
 
     /// A session of a shard looks at the chat; gives the count that its live events carry.
-    pub(crate) fn subscribe(&mut self, shard: u16) {
+    pub(crate) fn subscribe(&mut self, shard: u16) -> u32 {
         match self.subscribers.iter_mut().find(|(known, _)| *known == shard) {
-            Some((_, generation)) => *generation = generation.wrapping_add(1),
-            None => self.subscribers.push((shard, 1)),
+            Some((_, generation)) => {
+                *generation = generation.wrapping_add(1);
+                *generation
+            }
+            None => {
+                self.subscribers.push((shard, 1));
+                1
+            }
         }
     }
 

@@ -10,7 +10,7 @@ use crate::time::Now;
 use parley_protocol::check::NO_SUCH_CHAT;
 use parley_protocol::frame::{ChatList, Error, HistoryPage, MemberPage, ServerFrame, Users};
 use parley_protocol::link::{Reply, Target};
-use parley_protocol::{ChatId, ClientMsgId, ErrorCode};
+use parley_protocol::{ChatId, ClientMsgId, ErrorCode, partition};
 use std::sync::Arc;
 
 /// Users to nudge that are remembered one by one; above it, everybody is nudged.
@@ -38,10 +38,6 @@ impl Shard {
             HomeReply::Sent(sent) => self.send(conn, &ServerFrame::Sent(sent), out),
             HomeReply::Error { code, chat_id, client_msg_id } => {
                 self.refuse_command(conn, code, Some(chat_id), client_msg_id, out);
-            }
-            HomeReply::Subscribed(head) => {
-                self.add_subscriber(conn, head.chat_id);
-                self.send(conn, &ServerFrame::Head(head), out);
             }
             HomeReply::Taken => {}
         }
@@ -71,9 +67,13 @@ impl Shard {
             Fanout::Live { chat_id, fan, except, generation } => {
                 self.live(now, from, chat_id, &fan, &except, generation, out);
             }
+            Fanout::Subscribed { conn, head, generation } => {
+                self.add_subscriber(conn, head.chat_id, generation);
+                self.send(conn, &ServerFrame::Head(head), out);
+            }
             Fanout::EndSubscription { chat_id, user_id } => {
                 for conn in self.sessions_of(user_id) {
-                    self.unsubscribe(conn, chat_id);
+                    self.unsubscribe(now, conn, chat_id, out);
                 }
             }
             Fanout::NoSubscribers { chat_id, generation } => {
@@ -101,7 +101,7 @@ impl Shard {
         generation: u32,
         out: &mut Out,
     ) {
-        let Some(conns) = self.subscribers.get(&chat_id).cloned() else {
+        let Some(conns) = self.subscribers.get(&chat_id).map(|subscribers| subscribers.conns.clone()) else {
             return self.fan_out(now, from, Fanout::NoSubscribers { chat_id, generation }, out);
         };
         for conn in conns {
@@ -112,28 +112,35 @@ impl Shard {
         }
     }
 
-    fn add_subscriber(&mut self, conn: ConnId, chat_id: ChatId) {
+    fn add_subscriber(&mut self, conn: ConnId, chat_id: ChatId, generation: u32) {
         let Some(session) = self.session(conn) else { return };
-        if !session.subscriptions.contains(&chat_id) {
+        let known = session.subscriptions.contains(&chat_id);
+        if !known {
             session.subscriptions.push(chat_id);
-            self.subscribers.entry(chat_id).or_default().push(conn);
+        }
+        let subscribers = self.subscribers.entry(chat_id).or_default();
+        subscribers.generation = generation;
+        if !known {
+            subscribers.conns.push(conn);
         }
     }
 
-    pub(super) fn unsubscribe(&mut self, conn: ConnId, chat_id: ChatId) {
+    pub(super) fn unsubscribe(&mut self, now: Now, conn: ConnId, chat_id: ChatId, out: &mut Out) {
         if let Some(session) = self.session(conn) {
             session.subscriptions.retain(|other| *other != chat_id);
         }
-        self.drop_subscriber(conn, chat_id);
+        self.drop_subscriber(now, conn, chat_id, out);
     }
 
-    /// The chat's home hears of it when its next live event finds nobody.
-    pub(super) fn drop_subscriber(&mut self, conn: ConnId, chat_id: ChatId) {
-        if let Some(conns) = self.subscribers.get_mut(&chat_id) {
-            conns.retain(|other| *other != conn);
-            if conns.is_empty() {
-                self.subscribers.remove(&chat_id);
-            }
+    /// The chat's home hears when nobody here looks at it any more. If that is lost, its next live event finds nobody.
+    pub(super) fn drop_subscriber(&mut self, now: Now, conn: ConnId, chat_id: ChatId, out: &mut Out) {
+        let Some(subscribers) = self.subscribers.get_mut(&chat_id) else { return };
+        subscribers.conns.retain(|other| *other != conn);
+        if subscribers.conns.is_empty() {
+            let generation = subscribers.generation;
+            self.subscribers.remove(&chat_id);
+            let home = partition::shard(partition::of_chat(chat_id), self.options.shards);
+            self.fan_out(now, home, Fanout::NoSubscribers { chat_id, generation }, out);
         }
     }
 
@@ -143,8 +150,13 @@ impl Shard {
             return self.take_fanout(now, shard, fanout, out);
         }
         // While the end of a subscription waits for room, no live event may overtake it.
-        if matches!(fanout, Fanout::Live { .. }) && !self.owed[shard as usize].is_empty() {
-            return;
+        let owed = &mut self.owed[shard as usize];
+        match fanout {
+            Fanout::Live { .. } if !owed.is_empty() => return,
+            Fanout::Subscribed { .. } | Fanout::EndSubscription { .. } if !owed.others.is_empty() => {
+                return owed.others.push_back(fanout);
+            }
+            _ => {}
         }
         out.push(Output::Mesh { shard, message: Mesh::Fanout(fanout) });
     }
@@ -159,7 +171,9 @@ impl Shard {
             // Receipts, heads and live events of large chats come again, or show as a gap that history fills.
             Fanout::Beside { .. } | Fanout::Live { .. } | Fanout::NoSubscribers { .. } => return,
             // As many as members can be removed within one pause: bounded by the commands under way.
-            Fanout::EndSubscription { .. } | Fanout::Epoch(_) => owed.others.push_back(fanout),
+            Fanout::Subscribed { .. } | Fanout::EndSubscription { .. } | Fanout::Epoch(_) => {
+                owed.others.push_back(fanout);
+            }
         }
         if owed.nudges.len() > OWED_USERS_MAX {
             owed.nudges = Default::default();
@@ -189,13 +203,13 @@ impl Shard {
     }
 
     /// The storage tier answered.
-    pub(super) fn take_answer(&mut self, now: Now, tag: Tag, reply: Reply, out: &mut Out) {
+    pub(super) fn take_answer(&mut self, now: Now, tag: Tag, resent: bool, reply: Reply, out: &mut Out) {
         match tag {
             Tag::Login { conn } => self.logged_in(conn, reply, out),
             Tag::Open { partition } => self.opened(now, partition, reply, out),
             Tag::LoadChat { chat_id } => self.loaded(now, chat_id, reply, out),
             Tag::Command { origin, chat_id, client_msg_id } => {
-                self.command_done(now, origin, chat_id, client_msg_id, reply, out);
+                self.command_done(now, origin, chat_id, client_msg_id, resent, reply, out);
             }
             Tag::Marks { chat_id, marks } => self.marks_done(now, chat_id, marks, reply, out),
             Tag::Inbox { conn } => self.take_inbox(now, conn, reply, out),
@@ -203,7 +217,7 @@ impl Shard {
                 match self.commit(now, ChatId(0), client_msg_id, reply, out) {
                     HomeReply::Sent(sent) => self.send(conn, &ServerFrame::Sent(sent), out),
                     HomeReply::Error { code, .. } => self.refuse_command(conn, code, None, Some(client_msg_id), out),
-                    HomeReply::Subscribed(_) | HomeReply::Taken => {}
+                    HomeReply::Taken => {}
                 }
                 self.direct_done(now, conn, out);
             }
@@ -221,7 +235,7 @@ impl Shard {
                     Reply::LoggedIn(user) if Some(user.user_id) == user_id => {
                         self.renewed(conn, expires_at_ms, out);
                     }
-                    Reply::LoggedIn(_) => {
+                    Reply::LoggedIn(_) | Reply::Refused(ErrorCode::NoSuchUser) => {
                         let error =
                             Error { message: "the token is another user's".into(), ..error_of(ErrorCode::BadToken) };
                         self.error(conn, error, out);

@@ -15,6 +15,9 @@ use parley_protocol::link::{Ask, Reply};
 use parley_protocol::wire::{self, Encoding};
 use parley_protocol::{ClientFrame, close, limits, partition};
 
+/// Pings of a client that has not said `Hello`: nobody counts what it does not read, so there are few.
+const PINGS_MAX: u8 = 16;
+
 impl Shard {
     pub(super) fn enter_lobby(&mut self, now: Now, conn: ConnId, peer: SocketAddr, out: &mut Out) {
         if self.draining || self.halted || self.lobby_count >= self.options.lobby_connections_max {
@@ -25,6 +28,7 @@ impl Shard {
         let lobby = Lobby {
             conn,
             loopback: peer.ip().to_canonical().is_loopback(),
+            pings: 0,
             stage: Stage::Head,
             deadline_ms: now.mono_ms + self.options.handshake_timeout_ms,
             input: Vec::new(),
@@ -118,6 +122,11 @@ impl Shard {
                     return;
                 }
                 Ok(Some(Event::Ping(payload))) => {
+                    let Some(lobby) = self.lobby(conn) else { return };
+                    lobby.pings += 1;
+                    if lobby.pings > PINGS_MAX {
+                        break Err((1008, "say Hello"));
+                    }
                     out.send_with(conn, |arena| ws::encode_frame(arena, ws::Opcode::Pong, payload));
                     continue;
                 }

@@ -50,6 +50,8 @@ enum Timer {
     Receipts(ChatId),
     /// A large chat's head may be told.
     Heads(ChatId),
+    /// Load a chat home again.
+    Reload(ChatId),
     /// Connect the link.
     Link,
     /// Look whether the link is dead; counts the links.
@@ -94,6 +96,14 @@ struct UserHome {
     head: u64,
 }
 
+/// Sessions that look at a chat.
+#[derive(Debug, Default)]
+struct Subscribers {
+    conns: Vec<ConnId>,
+    /// The chat home's count of this shard's subscriptions.
+    generation: u32,
+}
+
 /// What the mesh had no room for, per target.
 #[derive(Debug, Default)]
 struct Owed {
@@ -122,10 +132,12 @@ pub struct Shard {
     /// Chats whose home waits for its partition's barrier.
     behind_barrier: HashMap<u16, Vec<ChatId>>,
     /// Sessions here that look at a large chat.
-    subscribers: HashMap<ChatId, Vec<ConnId>>,
+    subscribers: HashMap<ChatId, Subscribers>,
     link: Link<Tag>,
     link_events: VecDeque<LinkEvent<Tag>>,
     link_heard_ms: u64,
+    /// Why the storage tier takes no commands; empty while it does.
+    storage_reason: String,
     /// Counts the links that were connected.
     link_count: u32,
     credits: Credits,
@@ -160,6 +172,7 @@ impl Shard {
             link: Link::new(options.gateway, options.shard, shards, options.link_window),
             link_events: VecDeque::new(),
             link_heard_ms: 0,
+            storage_reason: String::new(),
             link_count: 0,
             credits: Credits::new(shards, options.mesh_requests_max),
             waiting: (0..shards).map(|_| VecDeque::new()).collect(),
@@ -190,6 +203,11 @@ impl Shard {
     /// The link is open.
     pub fn is_ready(&self) -> bool {
         self.link.state() == State::Up
+    }
+
+    /// Why the storage tier takes no commands, as it said last; empty while it does.
+    pub fn storage_reason(&self) -> &str {
+        &self.storage_reason
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {
@@ -279,7 +297,11 @@ impl Shard {
                         (0..self.options.shards).for_each(|shard| self.fan_out(now, shard, Fanout::NudgeAll, out));
                     }
                 }
-                LinkEvent::Answer { tag, reply, .. } => self.take_answer(now, tag, reply, out),
+                LinkEvent::Answer { tag, resent, reply } => self.take_answer(now, tag, resent, reply, out),
+                LinkEvent::Status { ready, reason } => {
+                    self.stats.storage_ready = u64::from(ready);
+                    self.storage_reason = reason;
+                }
                 LinkEvent::Fenced => self.halt(HaltReason::Fenced, out),
                 LinkEvent::Rejected(_) => self.halt(HaltReason::LinkVersion, out),
             }
@@ -296,6 +318,7 @@ impl Shard {
             Timer::HeadCheck(conn) => self.head_check(now, conn),
             Timer::Receipts(chat_id) => self.receipts_due(now, chat_id),
             Timer::Heads(chat_id) => self.heads_due(now, chat_id, out),
+            Timer::Reload(chat_id) => self.reload_due(chat_id),
             Timer::Link => self.connect_link(out),
             Timer::LinkIdle(link_count) => self.link_idle(now, link_count, out),
             Timer::Owed => self.pay_owed(now, out),
@@ -316,6 +339,17 @@ impl Shard {
     }
 }
 
+/// A connection that got its seat in this turn leaves at the turn's end: what it sent meanwhile goes with it.
+fn follow_seat(conn: ConnId, data: &[u8], out: &mut Out) {
+    let seat = out.items.iter_mut().rev().find_map(|output| match output {
+        Output::Seat { conn: leaving, seat, .. } if *leaving == conn => Some(seat),
+        _ => None,
+    });
+    if let Some(seat) = seat {
+        seat.rest.extend_from_slice(data);
+    }
+}
+
 impl Brain for Shard {
     type Mesh = Mesh;
     type Seat = Seat;
@@ -329,7 +363,7 @@ impl Brain for Shard {
         match self.conns.get(conn.slot as usize) {
             Some(Conn::Lobby(lobby)) if lobby.conn == conn => self.lobby_data(now, conn, data, out),
             Some(Conn::Session(session)) if session.conn == conn => self.session_data(now, conn, data, out),
-            _ => {}
+            _ => follow_seat(conn, data, out),
         }
         self.settle(now, out);
     }
@@ -340,7 +374,7 @@ impl Brain for Shard {
     }
 
     fn handle_closed(&mut self, now: Now, conn: ConnId, out: &mut Out) {
-        self.forget(conn);
+        self.forget(now, conn, out);
         self.settle(now, out);
     }
 
@@ -424,5 +458,35 @@ impl Brain for Shard {
 
     fn is_drained(&self) -> bool {
         self.draining && self.stats.sessions == 0 && self.lobby_count == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parley_protocol::DeviceId;
+    use parley_protocol::wire::Encoding;
+
+    #[test]
+    fn what_comes_in_the_turn_of_the_seat_goes_with_it() {
+        let conn = ConnId { slot: 3, generation: 7 };
+        let seat = Seat {
+            user_id: UserId(1),
+            name: String::new(),
+            device_id: DeviceId(1),
+            encoding: Encoding::Json,
+            mark: None,
+            acting: false,
+            development: false,
+            token_expires_at_ms: 0,
+            loopback: true,
+            rest: b"fir".to_vec(),
+        };
+        let mut out = Out::default();
+        out.push(Output::Seat { conn, shard: 0, seat });
+        follow_seat(conn, b"st", &mut out);
+        follow_seat(ConnId { slot: 3, generation: 6 }, b"another's", &mut out);
+        let Some(Output::Seat { seat, .. }) = out.items.first() else { panic!("the seat is still there") };
+        assert_eq!(seat.rest, b"first");
     }
 }

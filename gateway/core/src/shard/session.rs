@@ -53,6 +53,8 @@ pub(crate) struct Lobby {
     pub(crate) stage: Stage,
     /// When this stage must be over.
     pub(crate) deadline_ms: u64,
+    /// Pings that were answered.
+    pub(crate) pings: u8,
     /// Bytes of an incomplete head.
     pub(crate) input: Vec<u8>,
     /// `Authorization`, for `Hello`.
@@ -91,6 +93,8 @@ pub(crate) struct Parked {
     pub(crate) frame: ClientFrame,
     pub(crate) wait: Wait,
     pub(crate) stash: Vec<u8>,
+    /// How much of the stash was acted on.
+    pub(crate) at: usize,
     /// The socket is not read.
     pub(crate) paused: bool,
 }

@@ -145,7 +145,7 @@ impl Shard {
     }
 
     /// A connection is gone.
-    pub(super) fn forget(&mut self, conn: ConnId) {
+    pub(super) fn forget(&mut self, now: Now, conn: ConnId, out: &mut Out) {
         if self.lobby(conn).is_some() {
             self.conns[conn.slot as usize] = Conn::Free;
             self.lobby_count -= 1;
@@ -154,7 +154,7 @@ impl Shard {
         let Some(session) = self.session(conn) else { return };
         let user_id = session.user_id;
         for chat_id in std::mem::take(&mut session.subscriptions) {
-            self.drop_subscriber(conn, chat_id);
+            self.drop_subscriber(now, conn, chat_id, out);
         }
         self.conns[conn.slot as usize] = Conn::Free;
         self.stats.sessions -= 1;

@@ -475,6 +475,14 @@ impl World {
         self.data(client, &client_frame(2, &payload));
     }
 
+    /// Sends a frame whose effect becomes durable, while the answer is lost with the links.
+    pub fn say_and_lose_the_answer(&mut self, client: u64, frame: ClientFrame) {
+        self.say_quietly(client, frame);
+        self.step_gateway(0);
+        while self.step_writer() {}
+        (0..self.gateways[0].shards.len() as u16).for_each(|shard| self.cut_link(0, shard));
+    }
+
     /// Raw bytes from a client.
     pub fn data(&mut self, client: u64, bytes: &[u8]) {
         let Some((gateway, state)) = self.clients.get(&client) else { return };
