@@ -436,6 +436,9 @@ fn check(ask: &Ask) -> Result<(), String> {
         {
             Err("an identity is longer than any token".to_owned())
         }
+        Ask::LookUp { issuer, subject } if issuer.len() + subject.len() > limits::TOKEN_BYTES_MAX => {
+            Err("an identity is longer than any token".to_owned())
+        }
         Ask::Resolve { names } if names.iter().any(|name| name.len() > limits::TOKEN_BYTES_MAX) => {
             Err("a name is longer than any token".to_owned())
         }

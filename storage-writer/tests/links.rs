@@ -38,6 +38,10 @@ fn messages_reach_both_inboxes_and_stay_over_a_restart() {
     let second = client.say(chat, bob, 2, "hi");
     assert_eq!((first.event.seq, second.event.seq), (1, 2));
     assert_eq!(first.targets.len(), 2);
+    assert_eq!(client.status, Some((true, String::new())), "the link was told");
+    let look_up = |subject: &str| Ask::LookUp { issuer: "test".to_owned(), subject: subject.to_owned() };
+    assert!(matches!(client.ask(look_up("bob")), Reply::LoggedIn(user) if user.user_id == bob));
+    assert_eq!(client.ask(look_up("carol")), Reply::Refused(ErrorCode::NoSuchUser));
     let status = handle.status();
     assert!(status.ready, "{status:?}");
     handle.stop().unwrap();

@@ -2,6 +2,7 @@
 //! confirmed, because the view does.
 
 use crate::store::{EntryRow, MarkRow, MemberRow, ReadError, View};
+use crate::writer::check_identity;
 use parley_protocol::event::unread;
 use parley_protocol::frame::{ChatSummary, Interval, Member, UserName};
 use parley_protocol::limits;
@@ -28,6 +29,7 @@ pub fn answer(view: &(impl View + ?Sized), options: &ReadOptions, ask: &Ask) -> 
         Ask::Members { user_id, chat_id, after, limit } => members(view, *user_id, *chat_id, *after, *limit),
         Ask::Resolve { names } => resolve(view, names),
         Ask::Profiles { users } => profiles(view, users),
+        Ask::LookUp { issuer, subject } => look_up(view, issuer, subject),
         _ => Ok(Reply::Refused(ErrorCode::BadFrame)),
     };
     reply.unwrap_or(Reply::Refused(ErrorCode::Damaged))
@@ -367,4 +369,16 @@ fn profiles(view: &(impl View + ?Sized), asked: &[UserId]) -> Result<Reply, Read
         }
     }
     Ok(Reply::Users(users))
+}
+
+/// The user of an identity; an identity that no token can carry has none.
+fn look_up(view: &(impl View + ?Sized), issuer: &str, subject: &str) -> Result<Reply, ReadError> {
+    let found = match check_identity(issuer, subject) {
+        Ok(()) => view.unique(&crate::store::identity_key(issuer, subject))?,
+        Err(_) => None,
+    };
+    let Some(value) = found else { return Ok(Reply::Refused(ErrorCode::NoSuchUser)) };
+    let user_id = UserId(value as u64);
+    let user = view.user(user_id)?.ok_or_else(|| missing(format_args!("user {user_id} of an identity")))?;
+    Ok(Reply::LoggedIn(UserName { user_id, name: user.row.name }))
 }

@@ -26,6 +26,7 @@ mod marks;
 mod roles;
 
 pub use api::{Action, HaltReason, LinkId, Now, Options, Status};
+pub(crate) use login::check_identity;
 
 use crate::store::{CommandName, Meta, OpId, StoreRequest, StoreResult};
 use cache::{Cache, Chat, User};
@@ -98,6 +99,8 @@ pub struct Writer {
     commands_durable: u64,
 
     links: HashMap<LinkId, Link>,
+    /// What every open link was told last of why no commands are taken; none when they are.
+    told: Option<String>,
     /// Hellos that wait for a grant; at most one a link.
     hellos: VecDeque<(LinkId, LinkHello)>,
     /// Requests that wait for the store to be well again: loads of chats, barriers. Bounded by `parked_max`.
@@ -140,6 +143,7 @@ impl Writer {
             durable_no: 0,
             commands_durable: 0,
             links: HashMap::new(),
+            told: None,
             hellos: VecDeque::new(),
             held: VecDeque::new(),
             scratch: Vec::new(),
@@ -220,14 +224,15 @@ impl Writer {
         [retry, unknown, self.ids_at].into_iter().flatten().min()
     }
 
-    /// Ends a turn: seals the gathered group if the store has a slot free, lets answers go that wait for nothing, makes
-    /// room in the caches. Call it after intake and completions, then drain the actions.
+    /// Ends a turn: seals the gathered group if the store has a slot free, lets answers go that wait for nothing, tells
+    /// the links when readiness changed, makes room in the caches. Call it after intake and completions, then drain the actions.
     pub fn flush(&mut self, now: Now) {
         self.enter(now);
         if self.phase == Phase::Halted {
             return;
         }
         self.seal_if_possible();
+        self.tell_readiness();
         self.evict();
     }
 
@@ -238,9 +243,9 @@ impl Writer {
 
     /// How the writer is.
     pub fn status(&self) -> Status {
-        let reason = self.reason.clone().or_else(|| self.ids_reason.clone()).or_else(|| self.unknown_reason());
+        let reason = self.unready();
         Status {
-            ready: self.phase == Phase::Serving && reason.is_none(),
+            ready: reason.is_none(),
             reason,
             links: self.links.len(),
             groups_in_flight: self.flights.len(),
@@ -251,6 +256,13 @@ impl Writer {
             chats_cached: self.chats.len(),
             users_cached: self.users.len(),
         }
+    }
+
+    /// Why commands are not taken; none when they are.
+    fn unready(&self) -> Option<String> {
+        let reason = self.reason.clone().or_else(|| self.ids_reason.clone()).or_else(|| self.unknown_reason());
+        debug_assert!(reason.is_some() || self.phase == Phase::Serving, "every other phase has its reason");
+        reason
     }
 
     fn enter(&mut self, now: Now) {

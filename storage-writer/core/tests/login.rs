@@ -91,3 +91,21 @@ fn who_is_known_logs_in_while_the_disk_is_full() {
     assert_eq!(login(&mut world, "a", ""), alice);
     assert_eq!(world.ask(ask("b", "bob")), Reply::Failed);
 }
+
+#[test]
+fn looking_an_identity_up_makes_no_user() {
+    let mut world = defaults();
+    let look_up = |issuer: &str, subject: &str| Ask::LookUp { issuer: issuer.to_owned(), subject: subject.to_owned() };
+    let nobody = Reply::Refused(ErrorCode::NoSuchUser);
+    let before = world.store.model.state.clone();
+    assert_eq!(world.ask(look_up("https://issuer", "a")), nobody);
+    assert_eq!(world.ask(look_up("https://issuer", "a")), nobody, "the first question made none");
+    assert_eq!(world.store.model.state, before);
+    let alice = login(&mut world, "a", "alice");
+    assert_eq!(world.ask(look_up("https://issuer", "a")), Reply::LoggedIn(alice));
+    assert_eq!(world.ask(look_up("https://other", "a")), nobody);
+    // Texts that no token has, one of which would make the key of another identity.
+    for (issuer, subject) in [("", ""), ("a\0b", "c"), ("https://issuer", &"s".repeat(70_000))] {
+        assert_eq!(world.ask(look_up(issuer, subject)), nobody);
+    }
+}

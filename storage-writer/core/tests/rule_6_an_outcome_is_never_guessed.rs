@@ -5,7 +5,7 @@ mod common;
 
 use common::{defaults, one};
 use parley_protocol::ChatId;
-use parley_protocol::link::Reply;
+use parley_protocol::link::{Reply, ToGateway};
 use storage_core::HaltReason;
 use storage_core::store::Outcome;
 
@@ -149,4 +149,41 @@ fn a_load_of_a_chat_whose_state_fell_is_done_again() {
     world.store.answer(Outcome::Failed("no room".to_owned()));
     world.run();
     assert!(matches!(world.reply(load), Some(Reply::Chat(state)) if state.head_seq == 0));
+}
+
+#[test]
+fn every_link_is_told_whether_commands_are_taken() {
+    let mut world = defaults();
+    let users = world.users(2);
+    let chat = ChatId::direct(users[0], users[1]).unwrap();
+    let told = |world: &common::World<common::Scripted>, link: u64| -> Vec<(bool, String)> {
+        let of_link = world.sent.iter().filter(|(to, _)| *to == link);
+        of_link
+            .filter_map(|(_, record)| match record {
+                ToGateway::Status { ready, reason } => Some((*ready, reason.clone())),
+                _ => None,
+            })
+            .collect()
+    };
+    let (ready, full) = ((true, String::new()), (false, "no room".to_owned()));
+    assert_eq!(told(&world, 1), vec![ready.clone()], "after the welcome");
+    world.store.manual = true;
+    let ask = world.send_ask(chat, users[0], "no room");
+    world.put(1, ask);
+    world.run();
+    world.store.answer(Outcome::Failed("no room".to_owned()));
+    world.run();
+    // Another shard of the same gateway comes while the disk is full.
+    world.open_link(2);
+    let welcome = world.sent.iter().position(|(to, record)| *to == 2 && matches!(record, ToGateway::Welcome(_)));
+    assert_eq!(world.sent[welcome.unwrap() + 1], (2, ToGateway::Status { ready: false, reason: "no room".to_owned() }));
+    world.tick(1_000);
+    world.store.answer(Outcome::Failed("no room".to_owned()));
+    world.run();
+    assert_eq!(told(&world, 1), [ready.clone(), full.clone()], "what did not change is not told again");
+    world.tick(1_000);
+    world.store.answer(Outcome::Durable);
+    world.run();
+    assert_eq!(told(&world, 1), [ready.clone(), full.clone(), ready.clone()]);
+    assert_eq!(told(&world, 2), [full, ready]);
 }

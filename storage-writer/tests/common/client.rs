@@ -16,6 +16,8 @@ pub(crate) struct Client {
     input: Vec<u8>,
     no: u64,
     pub(crate) home_epoch: u64,
+    /// What the writer said last of whether it takes commands.
+    pub(crate) status: Option<(bool, String)>,
 }
 
 impl Client {
@@ -30,7 +32,7 @@ impl Client {
             std::thread::sleep(Duration::from_millis(20));
         };
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        Self { socket, input: Vec::new(), no: 0, home_epoch: 0 }
+        Self { socket, input: Vec::new(), no: 0, home_epoch: 0, status: None }
     }
 
     /// Connects as a gateway process of one shard, and is granted an epoch.
@@ -60,8 +62,18 @@ impl Client {
         self.socket.write_all(&bytes).unwrap();
     }
 
-    /// The next record; nothing when the link was closed.
+    /// The next record that is not a status, which is kept aside; nothing when the link was closed.
     pub(crate) fn read(&mut self) -> Option<ToGateway> {
+        loop {
+            match self.read_any()? {
+                ToGateway::Status { ready, reason } => self.status = Some((ready, reason)),
+                record => return Some(record),
+            }
+        }
+    }
+
+    /// The next record.
+    pub(crate) fn read_any(&mut self) -> Option<ToGateway> {
         loop {
             if let Some((record, bytes)) = split_record(&self.input).unwrap() {
                 let record = rkyv::from_bytes::<ToGateway, rkyv::rancor::Error>(record).unwrap();

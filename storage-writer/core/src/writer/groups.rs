@@ -301,6 +301,7 @@ impl Writer {
                     let home_epoch = opened.home_epoch;
                     let welcome = LinkWelcome { home_epoch, writer_epoch: self.meta.writer_epoch };
                     self.send(link, ToGateway::Welcome(welcome));
+                    self.send_status(link);
                 }
             }
             Pending::FencedHello { link, .. } => {

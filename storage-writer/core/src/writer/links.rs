@@ -73,6 +73,27 @@ impl Writer {
         self.gathering.pending.push(Pending::Opened { to, partition });
     }
 
+    /// Tells every open link whether commands are taken, if that changed since they were told.
+    pub(super) fn tell_readiness(&mut self) {
+        let reason = self.unready();
+        if reason == self.told {
+            return;
+        }
+        self.told = reason;
+        let mut open: Vec<_> = self.links.values().filter(|link| link.welcome).map(|link| link.id).collect();
+        // The simulator repeats a run from its seed: no order of a hash table leaves.
+        open.sort_unstable();
+        for link in open {
+            self.send_status(link);
+        }
+    }
+
+    pub(super) fn send_status(&mut self, link: LinkId) {
+        let reason = self.unready();
+        let record = ToGateway::Status { ready: reason.is_none(), reason: reason.unwrap_or_default() };
+        self.send(link, record);
+    }
+
     /// A grant is durable: every link of an older gateway is told and closed.
     pub(super) fn fence_links(&mut self, granted: u64) {
         let older = |link: &&Link| link.welcome && link.home_epoch < granted;

@@ -10,7 +10,7 @@ use parley_protocol::link::Reply;
 use parley_protocol::{ErrorCode, UserId, limits};
 
 /// Refuses an identity that no token can carry, or whose key would be ambiguous.
-pub(super) fn check_identity(issuer: &str, subject: &str) -> Result<(), ErrorCode> {
+pub(crate) fn check_identity(issuer: &str, subject: &str) -> Result<(), ErrorCode> {
     let fits = issuer.len() <= limits::TOKEN_BYTES_MAX && subject.len() <= limits::TOKEN_BYTES_MAX;
     if fits && !issuer.contains('\0') && !subject.is_empty() { Ok(()) } else { Err(ErrorCode::BadFrame) }
 }
