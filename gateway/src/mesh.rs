@@ -173,6 +173,57 @@ impl<M: MeshMessage, T> Mesh<M, T> {
     }
 }
 
+/// The sending side of one shard, turn by turn: whom it has to wake, and who refused a fan-out message.
+#[derive(Debug)]
+pub(crate) struct Sender<M, T> {
+    mesh: Arc<Mesh<M, T>>,
+    me: u16,
+    targets: Box<[Target]>,
+}
+
+/// What happened to a target in this turn.
+#[derive(Clone, Debug, Default)]
+struct Target {
+    touched: bool,
+    /// It found no room for a fan-out message, so it gets no later one either: nothing overtakes what was refused.
+    full: bool,
+}
+
+impl<M: MeshMessage, T> Sender<M, T> {
+    pub(crate) fn new(mesh: Arc<Mesh<M, T>>, me: u16) -> Self {
+        let targets = vec![Target::default(); usize::from(mesh.shards())].into();
+        Self { mesh, me, targets }
+    }
+
+    /// Like [`Mesh::push`]; after a fan-out message came back, those that follow it in this turn come back too.
+    pub(crate) fn push(&mut self, to: u16, message: M) -> Result<(), M> {
+        let target = &mut self.targets[usize::from(to)];
+        if target.full && message.class() == MeshClass::Fanout {
+            return Err(message);
+        }
+        let pushed = self.mesh.push(self.me, to, message);
+        match pushed {
+            Ok(()) => target.touched = true,
+            Err(_) => target.full = true,
+        }
+        pushed
+    }
+
+    pub(crate) fn push_seat(&mut self, to: u16, seat: T) -> Result<(), T> {
+        self.targets[usize::from(to)].touched = true;
+        self.mesh.push_seat(self.me, to, seat)
+    }
+
+    /// Wakes those who were sent something, and asks those who refused anew from now on.
+    pub(crate) fn end_turn(&mut self) {
+        for (shard, target) in self.targets.iter_mut().enumerate() {
+            if std::mem::take(target).touched && shard != usize::from(self.me) {
+                self.mesh.waker(shard as u16).wake();
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +252,32 @@ mod tests {
         mesh.drain(0, 1, |message| order.push(message.1));
         assert_eq!(order, [6, 5, 0, 1, 2, 3]);
         assert!(mesh.is_empty(1) && mesh.is_empty(0));
+    }
+
+    #[test]
+    fn nothing_overtakes_a_refused_fanout_message_in_its_turn() {
+        let mesh: Arc<Mesh<Message, ()>> = Arc::new(Mesh::new(3, SMALL).expect("eventfds"));
+        let mut sender = Sender::new(mesh.clone(), 0);
+        let taken = || {
+            let mut taken = Vec::new();
+            mesh.drain(0, 1, |message| taken.push(message.1));
+            taken
+        };
+        let fanout = |n| Message(MeshClass::Fanout, n);
+        for n in 0..4 {
+            sender.push(1, fanout(n)).expect("room");
+        }
+        assert_eq!(sender.push(1, fanout(4)), Err(fanout(4)));
+        // The target makes room in the middle of the sender's turn.
+        assert_eq!(taken(), [0, 1, 2, 3]);
+        assert_eq!(sender.push(1, fanout(5)), Err(fanout(5)));
+        // Requests and answers have room of their own, and other targets refused nothing.
+        sender.push(1, Message(MeshClass::Request, 6)).expect("room");
+        sender.push(1, Message(MeshClass::Answer, 7)).expect("room");
+        sender.push(2, fanout(8)).expect("room");
+        sender.end_turn();
+        sender.push(1, fanout(9)).expect("room in the next turn");
+        assert_eq!(taken(), [7, 6, 9]);
     }
 
     #[test]

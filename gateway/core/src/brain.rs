@@ -75,7 +75,8 @@ pub trait Brain {
     /// A message of shard `from` (which may be this shard).
     fn handle_mesh(&mut self, now: Now, from: u16, message: Self::Mesh, out: &mut Outputs<Self::Mesh, Self::Seat>);
 
-    /// A fan-out message to `shard` found no room and comes back.
+    /// A fan-out message to `shard` found no room and comes back. So do all later ones to that shard in the same turn,
+    /// though there may be room by then: nothing overtakes what was refused.
     fn handle_mesh_full(
         &mut self,
         now: Now,

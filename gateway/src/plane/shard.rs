@@ -5,7 +5,7 @@ use super::clock::Clock;
 use super::control::Control;
 use super::counters::Counters;
 use super::driver::{Detached, Driver, Sink};
-use crate::mesh::Mesh;
+use crate::mesh::{Mesh, Sender};
 use gateway_core::brain::Brain;
 use gateway_core::output::{ConnId, Output, Outputs};
 use gateway_core::time::Now;
@@ -70,8 +70,7 @@ pub(crate) struct Shard<B: Brain, D> {
     departing: VecDeque<(u16, Transfer<B::Seat>)>,
     /// Connections given to this shard by itself.
     returning: VecDeque<Transfer<B::Seat>>,
-    /// Shards that were sent something in this turn.
-    touched: Vec<bool>,
+    sender: Sender<B::Mesh, Transfer<B::Seat>>,
     draining: bool,
 }
 
@@ -121,7 +120,7 @@ macro_rules! to_brain {
 impl<B: Brain, D: Driver> Shard<B, D> {
     pub(crate) fn new(me: u16, brain: B, driver: D, shared: Shared<B>) -> Self {
         let now = shared.clock.now();
-        let touched = vec![false; usize::from(shared.mesh.shards())];
+        let sender = Sender::new(shared.mesh.clone(), me);
         Self {
             me,
             brain,
@@ -134,7 +133,7 @@ impl<B: Brain, D: Driver> Shard<B, D> {
             leaving: HashMap::new(),
             departing: VecDeque::new(),
             returning: VecDeque::new(),
-            touched,
+            sender,
             draining: false,
         }
     }
@@ -156,7 +155,7 @@ impl<B: Brain, D: Driver> Shard<B, D> {
             self.brain.handle_drain(self.now, &mut self.out);
         }
         self.settle();
-        self.wake_others();
+        self.sender.end_turn();
         Ok(self.next())
     }
 
@@ -226,11 +225,10 @@ impl<B: Brain, D: Driver> Shard<B, D> {
             self.take_seat(transfer);
         }
         while let Some((shard, transfer)) = self.departing.pop_front() {
-            if let Err(transfer) = self.shared.mesh.push_seat(self.me, shard, transfer) {
+            if let Err(transfer) = self.sender.push_seat(shard, transfer) {
                 self.departing.push_front((shard, transfer));
                 break;
             }
-            self.touched[usize::from(shard)] = true;
         }
     }
 
@@ -282,13 +280,12 @@ impl<B: Brain, D: Driver> Shard<B, D> {
                     self.leaving.insert(conn, (shard, seat));
                 }
             }
-            Output::Mesh { shard, message } => match self.shared.mesh.push(self.me, shard, message) {
-                Ok(()) => self.touched[usize::from(shard)] = true,
-                Err(message) => {
+            Output::Mesh { shard, message } => {
+                if let Err(message) = self.sender.push(shard, message) {
                     self.shared.counters.mesh_full.add(1);
                     self.brain.handle_mesh_full(self.now, shard, message, &mut self.out);
                 }
-            },
+            }
             Output::LinkConnect => self.connect_link(),
             Output::LinkSend(bytes) => {
                 if let Some(link) = self.link {
@@ -317,17 +314,8 @@ impl<B: Brain, D: Driver> Shard<B, D> {
                 self.returning.push_back(transfer);
                 continue;
             }
-            self.touched[usize::from(shard)] = true;
-            if let Err(transfer) = self.shared.mesh.push_seat(self.me, shard, transfer) {
+            if let Err(transfer) = self.sender.push_seat(shard, transfer) {
                 self.departing.push_back((shard, transfer));
-            }
-        }
-    }
-
-    fn wake_others(&mut self) {
-        for (shard, touched) in self.touched.iter_mut().enumerate() {
-            if std::mem::take(touched) && shard != usize::from(self.me) {
-                self.shared.mesh.waker(shard as u16).wake();
             }
         }
     }

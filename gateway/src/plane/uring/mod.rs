@@ -215,7 +215,7 @@ impl Uring {
 
     fn cancel_all(&mut self, conn: ConnId) {
         let Some(entry) = self.table.get_mut(conn) else { return };
-        entry.asides += 1;
+        entry.begin_aside();
         let which = for_fd!(conn, entry, |fd| CancelBuilder::fd(fd)).all();
         if let Err(error) = self.ring.cancel(which, name(Kind::Aside, conn)) {
             self.broken.get_or_insert(error);
@@ -264,11 +264,12 @@ impl Uring {
             Kind::Send => self.on_send(conn, completion.result, sink),
             Kind::Aside => {
                 let Some(entry) = self.table.get_mut(conn) else { return };
-                entry.asides -= 1;
+                entry.end_aside();
                 if !entry.is_alive() {
                     self.finish(conn);
                 }
             }
+            Kind::CancelReceive => self.on_receive_cancelled(conn),
             Kind::Close => {
                 if completion.result < 0 {
                     let error = io::Error::from_raw_os_error(-completion.result);
@@ -346,12 +347,28 @@ impl Uring {
         if let Some(buffer) = completion.buffer() {
             self.buffers.give_back(buffer);
         }
-        if !completion.more() {
-            match self.table.get_mut(conn) {
-                Some(entry) if entry.is_alive() => self.mark_rearm(conn),
-                Some(_) => self.finish(conn),
-                None => {}
+        match self.table.get_mut(conn) {
+            // It ended, or goes on though it should not: a cancellation may come too late for what was running.
+            Some(entry) if entry.is_alive() => {
+                if entry.receiving != entry.state.reads(entry.paused) {
+                    self.mark_rearm(conn);
+                }
             }
+            Some(_) if !completion.more() => self.finish(conn),
+            _ => {}
+        }
+    }
+
+    /// The cancellation of a receive has ended. The receive completes by itself; if it is missed, its next bytes lead to
+    /// another attempt.
+    fn on_receive_cancelled(&mut self, conn: ConnId) {
+        let entry = self.table.get_mut(conn).expect("a slot outlives its operations");
+        assert!(entry.cancelling, "no more completions than operations");
+        entry.cancelling = false;
+        if !entry.is_alive() {
+            self.finish(conn);
+        } else if !entry.receiving {
+            self.mark_rearm(conn);
         }
     }
 
@@ -380,13 +397,30 @@ impl Uring {
         }
     }
 
-    /// Arms the receive of a connection that is to be read, moving it into the direct table first if it goes live.
+    /// Brings the receive of a connection to what is wanted: cancels it while paused; arms it for one that is to be
+    /// read, moving that into the direct table first if it goes live.
     fn rearm_one(&mut self, conn: ConnId, sink: &mut impl Sink) {
         let Some(entry) = self.table.get_mut(conn) else { return };
         entry.rearming = false;
-        if !entry.is_alive() || entry.receiving || !entry.state.reads(entry.paused) {
+        // While a cancellation is in flight nothing changes: its completion leads here again.
+        if !entry.is_alive() || entry.cancelling {
             return;
         }
+        match (entry.receiving, entry.state.reads(entry.paused)) {
+            (false, true) => self.arm_receive(conn, sink),
+            (true, false) => {
+                entry.cancelling = true;
+                let which = CancelBuilder::user_data(name(Kind::Receive, conn));
+                if let Err(error) = self.ring.cancel(which, name(Kind::CancelReceive, conn)) {
+                    self.broken.get_or_insert(error);
+                }
+            }
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    fn arm_receive(&mut self, conn: ConnId, sink: &mut impl Sink) {
+        let Some(entry) = self.table.get_mut(conn) else { return };
         // Operations that are queued but not submitted name the plain descriptor: then next time.
         if entry.wants_live
             && !entry.is_busy()
@@ -430,7 +464,7 @@ impl Uring {
         match entry.state {
             State::Closing => {
                 entry.state = State::Lingering;
-                entry.asides += 1;
+                entry.begin_aside();
                 let shutdown = for_fd!(conn, entry, |fd| opcode::Shutdown::new(fd, libc::SHUT_WR).build());
                 // SAFETY: the entry points to nothing; the descriptor is kept while an aside is in flight.
                 unsafe { self.push(shutdown.user_data(name(Kind::Aside, conn))) };
@@ -507,14 +541,9 @@ impl Driver for Uring {
     }
 
     fn pause(&mut self, conn: ConnId) {
-        let Some(entry) = self.table.get_mut(conn).filter(|entry| entry.is_alive() && !entry.paused) else { return };
-        entry.paused = true;
-        if entry.receiving && entry.state == State::Open {
-            entry.asides += 1;
-            let which = CancelBuilder::user_data(name(Kind::Receive, conn));
-            if let Err(error) = self.ring.cancel(which, name(Kind::Aside, conn)) {
-                self.broken.get_or_insert(error);
-            }
+        if let Some(entry) = self.table.get_mut(conn) {
+            entry.paused = true;
+            self.mark_rearm(conn);
         }
     }
 

@@ -4,6 +4,9 @@ use crate::plane::conn::{SendQueue, State};
 use gateway_core::output::ConnId;
 use std::os::fd::OwnedFd;
 
+/// A connection shuts its sending side down once and is cancelled once.
+const ASIDES_MAX: u32 = 2;
+
 /// What an operation is, in the top byte of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -13,11 +16,13 @@ pub(super) enum Kind {
     Accept = 1,
     Receive = 2,
     Send = 3,
-    /// Shutting down or cancelling: a connection waits only for its end.
+    /// Shutting down or cancelling everything: a connection waits only for its end.
     Aside = 4,
     /// Clearing a direct descriptor.
     Close = 5,
     Timeout = 6,
+    /// Cancelling the receive of a connection that is paused.
+    CancelReceive = 7,
 }
 
 pub(super) fn name(kind: Kind, conn: ConnId) -> u64 {
@@ -34,6 +39,7 @@ pub(super) fn unname(user_data: u64) -> (Kind, ConnId) {
         4 => Kind::Aside,
         5 => Kind::Close,
         6 => Kind::Timeout,
+        7 => Kind::CancelReceive,
         _ => Kind::Ignored,
     };
     (kind, ConnId { slot: (user_data >> 32) as u32 & 0xff_ffff, generation: user_data as u32 })
@@ -59,14 +65,19 @@ pub(super) struct Conn {
     pub(super) queue: SendQueue,
     pub(super) state: State,
     pub(super) fate: Fate,
+    /// What the brain wants. Whether a receive is in flight follows it, with the next `flush` and with completions.
     pub(super) paused: bool,
+    /// A receive is in flight.
     pub(super) receiving: bool,
+    /// A cancellation of the receive is in flight: there is never a second, and no new receive, beside it.
+    pub(super) cancelling: bool,
+    /// A send is in flight.
     pub(super) sending: bool,
     /// Other operations in flight.
-    pub(super) asides: u8,
+    asides: u32,
     /// On the list of sends.
     pub(super) dirty: bool,
-    /// On the list of receives.
+    /// On the list of connections whose receive may not be as it is wanted.
     pub(super) rearming: bool,
 }
 
@@ -80,6 +91,7 @@ impl Conn {
             fate: Fate::Alive,
             paused: false,
             receiving: false,
+            cancelling: false,
             sending: false,
             asides: 0,
             dirty: false,
@@ -88,7 +100,16 @@ impl Conn {
     }
 
     pub(super) fn is_busy(&self) -> bool {
-        self.receiving || self.sending || self.asides > 0
+        self.receiving || self.cancelling || self.sending || self.asides > 0
+    }
+
+    pub(super) fn begin_aside(&mut self) {
+        assert!(self.asides < ASIDES_MAX, "a connection ends once");
+        self.asides += 1;
+    }
+
+    pub(super) fn end_aside(&mut self) {
+        self.asides = self.asides.checked_sub(1).expect("no more completions than operations");
     }
 
     pub(super) fn is_alive(&self) -> bool {
