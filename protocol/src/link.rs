@@ -49,11 +49,12 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize)]
 pub enum Ask {
     /// The barrier: lower epochs are refused for this partition from the answer on, and nothing older can commit.
+    /// Answer: `Opened`, `Fenced` or `Failed`.
     Open {
         /// The partition.
         partition: u16,
     },
-    /// Who is in a chat, for its home. Answer: `Chat` or `Refused`.
+    /// Who is in a chat, for its home. Answer: `Chat`, `Refused` or `Failed`.
     LoadChat {
         /// The chat.
         chat_id: ChatId,

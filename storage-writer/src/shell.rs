@@ -409,6 +409,10 @@ impl Shell {
         }
         if status.ready != shown.ready || status.reason != shown.reason {
             match &status.reason {
+                // Every start begins with this.
+                Some(reason) if reason == "the store is being opened" => {
+                    tracing::info!("the writer is not ready: {reason}");
+                }
                 Some(reason) => tracing::warn!("the writer is not ready: {reason}"),
                 None => tracing::info!(ready = status.ready, "the writer's state changed"),
             }

@@ -103,8 +103,6 @@ pub struct Writer {
     told: Option<String>,
     /// Hellos that wait for a grant; at most one a link.
     hellos: VecDeque<(LinkId, LinkHello)>,
-    /// Requests that wait for the store to be well again: loads of chats, barriers. Bounded by `parked_max`.
-    held: VecDeque<(LinkId, Request)>,
     scratch: Vec<loads::Need>,
 }
 
@@ -145,7 +143,6 @@ impl Writer {
             links: HashMap::new(),
             told: None,
             hellos: VecDeque::new(),
-            held: VecDeque::new(),
             scratch: Vec::new(),
             options,
         };
@@ -173,7 +170,6 @@ impl Writer {
     pub fn handle_link_down(&mut self, link: LinkId) {
         self.links.remove(&link);
         self.hellos.retain(|(waiting, _)| *waiting != link);
-        self.held.retain(|(waiting, _)| *waiting != link);
     }
 
     /// The store completed an operation. Unknown operations (of a state that fell) are ignored.
@@ -252,7 +248,7 @@ impl Writer {
             groups_durable: self.durable_no,
             commands_durable: self.commands_durable,
             gathered_commands: self.gathering.commands,
-            parked: self.jobs.len() + self.held.len() + self.hellos.len(),
+            parked: self.jobs.len() + self.hellos.len(),
             chats_cached: self.chats.len(),
             users_cached: self.users.len(),
         }

@@ -5,7 +5,7 @@ mod common;
 
 use common::{defaults, one};
 use parley_protocol::ChatId;
-use parley_protocol::link::{Reply, ToGateway};
+use parley_protocol::link::{Ask, Reply, ToGateway};
 use storage_core::HaltReason;
 use storage_core::store::Outcome;
 
@@ -136,19 +136,57 @@ fn a_full_disk_is_probed_until_there_is_room() {
 }
 
 #[test]
-fn a_load_of_a_chat_whose_state_fell_is_done_again() {
+fn a_load_of_a_chat_whose_state_fell_fails_with_it() {
     let mut world = defaults();
     let users = world.users(2);
     let chat = ChatId::direct(users[0], users[1]).unwrap();
     world.store.manual = true;
     let ask = world.send_ask(chat, users[0], "falls");
     world.put(1, ask);
-    let load = world.put(1, parley_protocol::link::Ask::LoadChat { chat_id: chat });
+    let load = world.put(1, Ask::LoadChat { chat_id: chat });
     world.run();
     assert_eq!(world.reply(load), None, "it shows a head that is not durable");
     world.store.answer(Outcome::Failed("no room".to_owned()));
     world.run();
-    assert!(matches!(world.reply(load), Some(Reply::Chat(state)) if state.head_seq == 0));
+    assert_eq!(world.reply(load), Some(Reply::Failed));
+    assert_eq!(world.load(chat).head_seq, 0);
+}
+
+#[test]
+fn while_the_disk_is_full_nobody_waits_for_a_barrier() {
+    let mut world = defaults();
+    let users = world.users(2);
+    let chat = ChatId::direct(users[0], users[1]).unwrap();
+    let partition = parley_protocol::partition::of_chat(chat);
+    world.store.manual = true;
+    // One that is in the group that falls, beside a group before it that is answered later.
+    let opens = [partition, partition + 1].map(|partition| {
+        let no = world.put(1, Ask::Open { partition });
+        world.run();
+        no
+    });
+    assert_eq!(world.store.commits.len(), 2);
+    world.store.answer(Outcome::Failed("no room".to_owned()));
+    world.run();
+    let draining = [Ask::Open { partition: 9 }, Ask::LoadChat { chat_id: chat }].map(|ask| world.put(1, ask));
+    world.run();
+    assert!(opens.iter().chain(&draining).all(|no| world.reply(*no) == Some(Reply::Failed)));
+    world.store.answer(Outcome::Failed("the group before it failed".to_owned()));
+    world.run();
+    for _ in 0..2 {
+        assert_eq!(world.ask(Ask::Open { partition }), Reply::Failed);
+        assert_eq!(world.load(chat).head_seq, 0, "what needs no write is answered");
+        world.tick(1_000);
+        assert_eq!(world.ask(Ask::Open { partition }), Reply::Failed, "while it tries, too");
+        world.store.answer(Outcome::Failed("no room".to_owned()));
+        world.run();
+    }
+    world.tick(1_000);
+    world.store.answer(Outcome::Durable);
+    world.run();
+    world.store.manual = false;
+    assert_eq!(world.ask(Ask::Open { partition }), Reply::Opened);
+    assert_eq!(world.store.model.state.opened[&partition], 1);
 }
 
 #[test]

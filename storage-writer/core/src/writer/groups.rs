@@ -7,7 +7,7 @@ use super::{Phase, Writer};
 use crate::store::{Append, Group, Meta, OpId, Outcome, StoreRequest};
 use parley_idgen::NotYet;
 use parley_protocol::ChatId;
-use parley_protocol::link::{Answer, Ask, LinkHello, LinkWelcome, Reply, Request, ToGateway};
+use parley_protocol::link::{Answer, LinkHello, LinkWelcome, Reply, ToGateway};
 
 /// Pace of repeating a group whose outcome is not known, milliseconds: doubling from the first to the last.
 const RESUBMIT_INTERVAL_MS: (u64, u64) = (10, 1_000);
@@ -19,12 +19,8 @@ const CLOCK_RETRY_INTERVAL_MS: u64 = 250;
 /// What leaves when a group is durable.
 #[derive(Clone, Debug)]
 pub(super) enum Pending {
-    /// An answer.
+    /// An answer; `Failed` if the group falls.
     Reply { to: Answered, reply: Reply },
-    /// A load of a chat, which is done again if the group falls.
-    ChatState { to: Answered, chat_id: ChatId, reply: Reply },
-    /// A barrier, which is asked for again if the group falls.
-    Opened { to: Answered, partition: u16 },
     /// The hello is answered with the epoch that the link was given.
     Welcome { link: LinkId, hello: LinkHello },
     /// The hello came from a gateway that is replaced.
@@ -287,14 +283,13 @@ impl Writer {
             self.phase = Phase::Serving;
             self.reason = None;
             self.started = true;
-            self.run_held();
+            self.run_hellos();
         }
     }
 
     pub(super) fn release_pending(&mut self, pending: Pending) {
         match pending {
-            Pending::Reply { to, reply } | Pending::ChatState { to, reply, .. } => self.answer(to, reply),
-            Pending::Opened { to, .. } => self.answer(to, Reply::Opened),
+            Pending::Reply { to, reply } => self.answer(to, reply),
             Pending::Welcome { link, .. } => {
                 if let Some(opened) = self.links.get_mut(&link) {
                     opened.welcome = true;
@@ -355,12 +350,6 @@ impl Writer {
         for pending in fallen {
             match pending {
                 Pending::Reply { to, .. } => self.answer(to, Reply::Failed),
-                Pending::ChatState { to, chat_id, .. } => {
-                    self.hold(to.link, Request { no: to.no, home_epoch: to.epoch, ask: Ask::LoadChat { chat_id } });
-                }
-                Pending::Opened { to, partition } => {
-                    self.hold(to.link, Request { no: to.no, home_epoch: to.epoch, ask: Ask::Open { partition } });
-                }
                 Pending::Welcome { link, hello } | Pending::FencedHello { link, hello } => hellos.push((link, hello)),
             }
         }
@@ -372,12 +361,7 @@ impl Writer {
         }
         assert!(self.jobs.is_empty(), "every job has its birth");
         for job in jobs {
-            match job.ask {
-                ask @ Ask::LoadChat { .. } => {
-                    self.hold(job.to.link, Request { no: job.to.no, home_epoch: job.to.epoch, ask });
-                }
-                _ => self.answer(job.to, Reply::Failed),
-            }
+            self.answer(job.to, Reply::Failed);
         }
         for (link, hello) in hellos {
             if let Some(link) = self.links.get_mut(&link) {
@@ -411,6 +395,6 @@ impl Writer {
         for pending in pending {
             self.release_pending(pending);
         }
-        self.run_held();
+        self.run_hellos();
     }
 }

@@ -10,7 +10,7 @@ impl Writer {
         self.chats.check_invariants();
         self.users.check_invariants();
         assert!(self.flights.len() <= self.options.commits_in_flight_max);
-        assert!(self.jobs.len() <= self.options.parked_max && self.held.len() <= self.options.parked_max);
+        assert!(self.jobs.len() <= self.options.parked_max);
         assert!(self.hellos.len() <= self.links.len());
         self.check_numbers();
         self.check_queues();

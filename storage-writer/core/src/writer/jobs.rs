@@ -85,9 +85,6 @@ impl Writer {
             | Ask::Profiles { .. }
             | Ask::LookUp { .. }) => self.actions.push_back(Action::Read { link: link_id, no: to.no, ask }),
             Ask::Open { partition } => self.open(to, partition),
-            ask @ Ask::LoadChat { .. } if self.phase == Phase::Draining => {
-                self.hold(link_id, Request { no: to.no, home_epoch: to.epoch, ask });
-            }
             ask @ (Ask::LoadChat { .. } | Ask::Login { .. }) if self.phase != Phase::Draining => self.park(to, ask),
             ask if self.phase == Phase::Serving => self.park(to, ask),
             _ => self.answer(to, Reply::Failed),
@@ -106,27 +103,11 @@ impl Writer {
         to.epoch < self.meta.home_epoch || partition.is_some_and(|at| to.epoch < self.opened[at as usize])
     }
 
-    /// Keeps a request until the store is well again.
-    pub(super) fn hold(&mut self, link: LinkId, request: Request) {
-        if !self.links.contains_key(&link) {
-            return;
-        }
-        if self.held.len() >= self.options.parked_max {
-            let to = Answered { link, no: request.no, epoch: request.home_epoch };
-            return self.answer(to, Reply::Failed);
-        }
-        self.held.push_back((link, request));
-    }
-
-    /// Takes again what was kept, and the hellos.
-    pub(super) fn run_held(&mut self) {
+    /// Takes again the hellos that wait for the store to be well again.
+    pub(super) fn run_hellos(&mut self) {
         for _ in 0..self.hellos.len() {
             let Some((link, hello)) = self.hellos.pop_front() else { break };
             self.judge_hello(link, hello);
-        }
-        for _ in 0..self.held.len() {
-            let Some((link, request)) = self.held.pop_front() else { break };
-            self.request(link, request);
         }
     }
 

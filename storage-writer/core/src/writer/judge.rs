@@ -2,7 +2,6 @@
 
 use super::Writer;
 use super::cache::{Chat, Member, User};
-use super::groups::Pending;
 use super::jobs::{Answered, JobKey, Judged};
 use super::loads::{NameState, Need};
 use super::roles::{Decision, decide, distinct, title_fits};
@@ -135,7 +134,7 @@ impl Writer {
                 members: chat.present_members().map(state).collect(),
             })
         };
-        self.gathering.pending.push(Pending::ChatState { to, chat_id, reply });
+        self.attach(to, reply);
         Judged::Done
     }
 

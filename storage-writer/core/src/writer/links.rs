@@ -5,7 +5,7 @@ use super::groups::Pending;
 use super::jobs::Answered;
 use super::{Phase, Writer};
 use parley_protocol::limits;
-use parley_protocol::link::{Ask, LinkHello, Reply, Request, ToGateway};
+use parley_protocol::link::{LinkHello, Reply, ToGateway};
 
 /// An open link.
 #[derive(Clone, Debug)]
@@ -64,13 +64,14 @@ impl Writer {
             return self.attach(to, Reply::Fenced);
         }
         if self.phase != Phase::Serving {
-            return self.hold(to.link, Request { no: to.no, home_epoch: to.epoch, ask: Ask::Open { partition } });
+            // Clients wait behind the barrier: they hear at once that nothing can be done for them now.
+            return self.answer(to, Reply::Failed);
         }
         if to.epoch > opened {
             self.opened[partition as usize] = to.epoch;
             self.gathering.group.opened.push((partition, to.epoch));
         }
-        self.gathering.pending.push(Pending::Opened { to, partition });
+        self.attach(to, Reply::Opened);
     }
 
     /// Tells every open link whether commands are taken, if that changed since they were told.
