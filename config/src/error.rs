@@ -93,6 +93,20 @@ pub enum Problem {
     },
 }
 
+impl Problem {
+    /// Where the value was set; none where a file as a whole is the problem.
+    pub fn origin(&self) -> Option<&Origin> {
+        match self {
+            Problem::Unreadable { .. } => None,
+            Problem::Syntax { origin, .. }
+            | Problem::UnknownKey { origin, .. }
+            | Problem::WrongType { origin, .. }
+            | Problem::NotAllowed { origin, .. }
+            | Problem::Conflict { origin, .. } => Some(origin),
+        }
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

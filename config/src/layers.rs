@@ -14,7 +14,8 @@ use toml::{Spanned, Table, Value};
 pub struct Sources<'a> {
     /// A directory that may hold `gateway.toml` and `storage-writer.toml`.
     pub dir: Option<&'a Path>,
-    /// The environment: names and values. Names that are not this configuration's are ignored.
+    /// The environment: names and values. Names of the other configuration are ignored, and so are those without a
+    /// double underscore; what begins with `PARLEY_`, has one and belongs to neither is a slip.
     pub env: &'a [(String, String)],
     /// Dotted keys and their values as text, such as (`session.devices_max`, `4`); for a list, commas between.
     pub flags: &'a [(String, String)],
@@ -48,22 +49,24 @@ struct Kind {
     rules: &'static [(&'static str, Rule)],
 }
 
+static GATEWAY: Kind =
+    Kind { shipped: GATEWAY_TOML, file_name: "gateway.toml", env_prefix: "PARLEY_GATEWAY_", rules: rules::GATEWAY };
+static WRITER: Kind = Kind {
+    shipped: STORAGE_WRITER_TOML,
+    file_name: "storage-writer.toml",
+    env_prefix: "PARLEY_STORAGE_WRITER_",
+    rules: rules::STORAGE_WRITER,
+};
+static KINDS: [&Kind; 2] = [&GATEWAY, &WRITER];
+
 /// Loads the gateway's configuration: shipped < `dir`/gateway.toml < `PARLEY_GATEWAY__...` < flags.
 pub fn load_gateway(sources: Sources<'_>) -> Result<Loaded<Gateway>, ConfigError> {
-    const KIND: Kind =
-        Kind { shipped: GATEWAY_TOML, file_name: "gateway.toml", env_prefix: "PARLEY_GATEWAY_", rules: rules::GATEWAY };
-    load(&KIND, sources, gateway_relations)
+    load(&GATEWAY, sources, gateway_relations)
 }
 
 /// Loads the storage-writer's: shipped < `dir`/storage-writer.toml < `PARLEY_STORAGE_WRITER__...` < flags.
 pub fn load_storage_writer(sources: Sources<'_>) -> Result<Loaded<StorageWriter>, ConfigError> {
-    const KIND: Kind = Kind {
-        shipped: STORAGE_WRITER_TOML,
-        file_name: "storage-writer.toml",
-        env_prefix: "PARLEY_STORAGE_WRITER_",
-        rules: rules::STORAGE_WRITER,
-    };
-    load(&KIND, sources, writer_relations)
+    load(&WRITER, sources, writer_relations)
 }
 
 /// Relations between the keys of one file: (first key, "at most" or "at least", bound, what the bound is).
@@ -123,6 +126,7 @@ fn load<T: DeserializeOwned>(
     let mut problems = Vec::new();
     lay_file(kind, sources.dir, &mut entries, &mut problems);
     lay_env(kind, sources.env, &mut entries, &mut problems);
+    problems.extend(foreign_env(sources.env));
     for (key, text) in sources.flags {
         let origin = Origin::Flag(key.clone());
         let value = entry_of(&entries, key).map(|entry| parse_text(text, &entry.value));
@@ -213,6 +217,25 @@ fn lay_env(kind: &Kind, env: &[(String, String)], entries: &mut [Entry], problem
             }
         }
     }
+}
+
+/// Names that begin as nobody's keys do: a slip in the first part, which would set nothing and say nothing.
+fn foreign_env(env: &[(String, String)]) -> Vec<Problem> {
+    let mut named: Vec<&String> = env.iter().map(|(name, _)| name).collect();
+    named.retain(|name| name.starts_with("PARLEY_") && name.contains("__"));
+    named.retain(|name| KINDS.iter().all(|kind| !name.starts_with(kind.env_prefix)));
+    named.sort();
+    let known = || {
+        let names =
+            |kind: &'static Kind| shipped_entries(kind.shipped).into_iter().map(|entry| env_name(kind, &entry.key));
+        KINDS.into_iter().flat_map(names)
+    };
+    let problem = |name: &String| Problem::UnknownKey {
+        origin: Origin::Env(name.clone()),
+        key: name.clone(),
+        nearest: nearest(name, known()),
+    };
+    named.into_iter().map(problem).collect()
 }
 
 fn env_name(kind: &Kind, key: &str) -> String {

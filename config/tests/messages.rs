@@ -171,3 +171,14 @@ fn auto_without_io_uring_is_a_note_and_shares_the_files() {
     assert_eq!(gateway.config.connections_per_shard(&machine, false), (20_000 - 1_024) / 2);
     assert_eq!(gateway.config.connections_per_shard(&machine, true), 18_000);
 }
+
+#[test]
+fn a_slip_in_the_first_part_of_a_name_is_not_passed_over() {
+    let error = gateway_error("", &[("PARLEY_GATWAY__PIN", "false")], &[]);
+    assert_eq!(
+        error,
+        "environment PARLEY_GATWAY__PIN: no key `PARLEY_GATWAY__PIN`; did you mean `PARLEY_GATEWAY__PIN`?"
+    );
+    let env = pairs(&[("PARLEY_STORAGE_WRITER__WORKER", "1"), ("PARLEY_TEST_DRIVER", "epoll")]);
+    assert!(load_gateway(Sources { dir: None, env: &env, flags: &[] }).is_ok(), "the other's, and no key at all");
+}
