@@ -14,6 +14,6 @@ pub(super) fn run(args: &CheckArgs) -> ExitCode {
     finish(if report.is_ok() {
         Ok(())
     } else {
-        Err(Failure("the servers would not start with this configuration".to_owned()))
+        Err(Failure::new("the servers would not start with this configuration".to_owned()))
     })
 }

@@ -28,7 +28,10 @@ fn serve(args: &GatewayArgs) -> Result<(), Failure> {
     println!("storage  {}", socket.display());
     println!("ready {}", server::client_url(handle.addr(), &config.path));
     if signals.wait_while(|| handle.is_running()) {
+        tracing::info!("draining: clients are seen off and come back elsewhere or later");
         handle.drain(Duration::from_millis(config.drain_timeout_ms));
     }
-    server::judge_exit(handle.wait())
+    let ended = server::judge_exit(handle.wait());
+    tracing::info!("stopped");
+    ended
 }

@@ -3,9 +3,9 @@
 use crate::admin;
 use crate::cli::{DriverArg, GatewayFlags};
 use gateway::identity::{DevKey, Tickets};
-use gateway::plane::{DriverChoice, Exit, Probe, probe};
+use gateway::plane::{DriverChoice, Exit, Probe, StartError, probe};
 use gateway_core::output::HaltReason;
-use parley_config::{ConfigError, Gateway, Loaded, LogFormat, Machine, Severity, Sources, StorageWriter};
+use parley_config::{ConfigError, Gateway, Loaded, LogFormat, Machine, Origin, Severity, Sources, StorageWriter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::error::Error;
@@ -34,11 +34,24 @@ const SOCKET_FILE: &str = "writer.sock";
 /// A flag of the command line as the configuration takes it.
 pub(super) type Flag = (String, String);
 
-/// Why a server does not start or ended: words for the operator.
+/// Why a server does not start or ended: words for the operator, and the exit code.
 #[derive(Debug)]
-pub(super) struct Failure(pub(super) String);
+pub(super) struct Failure {
+    what: String,
+    code: u8,
+}
 
 impl Failure {
+    /// Something does not work.
+    pub(super) fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into(), code: 1 }
+    }
+
+    /// Something on the command line cannot be.
+    pub(super) fn usage(what: impl Into<String>) -> Self {
+        Self { what: what.into(), code: 2 }
+    }
+
     /// An error with what caused it.
     pub(super) fn of(error: &dyn Error) -> Self {
         let mut text = error.to_string();
@@ -47,13 +60,15 @@ impl Failure {
             text.push_str(&format!(": {cause}"));
             source = cause.source();
         }
-        Self(text)
+        Self::new(text)
     }
 }
 
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self(format!("the configuration is not valid:\n{error}"))
+        let flags = error.problems.iter().any(|problem| matches!(problem.origin(), Some(Origin::Flag(_))));
+        let failure = if flags { Self::usage } else { Self::new };
+        failure(format!("the configuration is not valid:\n{error}"))
     }
 }
 
@@ -61,9 +76,9 @@ impl From<ConfigError> for Failure {
 pub(super) fn finish(done: Result<(), Failure>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failure(what)) => {
+        Err(Failure { what, code }) => {
             eprintln!("parley: {what}");
-            ExitCode::FAILURE
+            ExitCode::from(code)
         }
     }
 }
@@ -120,7 +135,8 @@ impl Configuration {
             match finding.severity {
                 Severity::Note => tracing::info!("{}", finding.text),
                 Severity::Warning => tracing::warn!("{}", finding.text),
-                Severity::Error => tracing::error!("{}", finding.text),
+                // What ends the process is said once, by its end.
+                Severity::Error => {}
             }
         }
         if report.is_ok() {
@@ -128,7 +144,7 @@ impl Configuration {
         }
         let errors = report.findings.iter().filter(|finding| finding.severity == Severity::Error);
         let texts: Vec<&str> = errors.map(|finding| finding.text.as_str()).collect();
-        Err(Failure(format!("the configuration does not fit together:\n{}", texts.join("\n"))))
+        Err(Failure::new(format!("the configuration does not fit together:\n{}", texts.join("\n"))))
     }
 }
 
@@ -177,8 +193,11 @@ pub(super) fn raise_open_files() {
 
 /// Makes the data directory, for the owner's eyes only.
 pub(super) fn make_data_dir(dir: &Path) -> Result<(), Failure> {
+    if dir.exists() && !dir.is_dir() {
+        return Err(Failure::usage(format!("{} is not a directory", dir.display())));
+    }
     let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    made.map_err(|error| Failure(format!("cannot make the data directory {}: {error}", dir.display())))
+    made.map_err(|error| Failure::new(format!("cannot make the data directory {}: {error}", dir.display())))
 }
 
 /// The storage-writer's socket: the configured path, or the one in the data directory.
@@ -210,7 +229,25 @@ pub(super) fn gateway_options(configuration: &Configuration, data: &Path) -> Res
 
 /// Starts the gateway, with the reason if it cannot.
 pub(super) fn start_gateway(options: gateway::Options) -> Result<gateway::Handle, Failure> {
-    gateway::serve(options).map_err(|error| Failure::of(&error))
+    gateway::serve(options).map_err(|error| {
+        let in_use = match &error {
+            gateway::Error::Start(StartError::Listen(_, error)) => is_in_use(error),
+            _ => false,
+        };
+        let mut failure = Failure::of(&error);
+        if in_use {
+            failure.what.push_str(&another_address("--listen"));
+        }
+        failure
+    })
+}
+
+fn is_in_use(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::AddrInUse
+}
+
+fn another_address(flag: &str) -> String {
+    format!("; stop the other process or choose another address with {flag}")
 }
 
 /// Starts the storage-writer under its configuration, and waits until it takes commands.
@@ -240,10 +277,10 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
     let until = Instant::now() + READY_PATIENCE;
     let starting = || writer.failure().is_none() && !writer.status().ready && Instant::now() < until;
     if signals.wait_while(starting) {
-        return Err(Failure("a signal came during the start".to_owned()));
+        return Err(Failure::new("a signal came during the start".to_owned()));
     }
     match writer.failure() {
-        Some(failure) => Err(Failure(failure.to_string())),
+        Some(failure) => Err(Failure::new(failure.to_string())),
         None => {
             if let Some(reason) = writer.status().reason {
                 tracing::warn!("the storage-writer takes no commands yet: {reason}");
@@ -258,7 +295,7 @@ pub(super) fn await_gateway(handle: &gateway::Handle, signals: &Signals) -> Resu
     let until = Instant::now() + READY_PATIENCE;
     let starting = || handle.is_running() && handle.status() != gateway::Status::Ready && Instant::now() < until;
     if signals.wait_while(starting) {
-        return Err(Failure("a signal came during the start".to_owned()));
+        return Err(Failure::new("a signal came during the start".to_owned()));
     }
     if let gateway::Status::NotReady(reason) = handle.status() {
         tracing::warn!("the gateway cannot serve yet: {reason}");
@@ -292,14 +329,16 @@ impl admin::Source for Parts {
 
 /// Starts the admin endpoint.
 pub(super) fn start_admin(address: SocketAddr, parts: Parts) -> Result<SocketAddr, Failure> {
-    admin::serve(address, parts)
-        .map_err(|error| Failure(format!("cannot listen on {address} for the admin endpoint: {error}")))
+    admin::serve(address, parts).map_err(|error| {
+        let advice = if is_in_use(&error) { another_address("--admin") } else { String::new() };
+        Failure::new(format!("cannot listen on {address} for the admin endpoint: {error}{advice}"))
+    })
 }
 
 /// Stops a storage-writer: what was taken is committed and answered.
 pub(super) fn stop_writer(writer: &Writer) -> Result<(), Failure> {
     writer.request_stop();
-    writer.wait().map_err(|failure| Failure(failure.to_string()))
+    writer.wait().map_err(|failure| Failure::new(failure.to_string()))
 }
 
 /// The address that clients on this machine use.
@@ -318,7 +357,7 @@ pub(super) struct Signals(Receiver<()>);
 impl Signals {
     /// From here on the first signal is for the server to see, and the second ends the process at once.
     pub(super) fn install() -> Result<Self, Failure> {
-        let fail = |error: &dyn Display| Failure(format!("cannot handle signals: {error}"));
+        let fail = |error: &dyn Display| Failure::new(format!("cannot handle signals: {error}"));
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]).map_err(|error| fail(&error))?;
         let (first, seen) = sync_channel(1);
         let watch = move || {
@@ -356,11 +395,11 @@ pub(super) fn judge_exit(exit: Exit) -> Result<(), Failure> {
             Ok(())
         }
         Exit::Halted(HaltReason::Fenced) => {
-            Err(Failure("another gateway took over; this one served nothing any more and ended".to_owned()))
+            Err(Failure::new("another gateway took over; this one served nothing any more and ended".to_owned()))
         }
-        Exit::Halted(HaltReason::LinkVersion) => {
-            Err(Failure("gateway and storage-writer are of different versions: start both from one build".to_owned()))
-        }
-        Exit::Failed => Err(Failure("a shard failed; the log says why".to_owned())),
+        Exit::Halted(HaltReason::LinkVersion) => Err(Failure::new(
+            "gateway and storage-writer are of different versions: start both from one build".to_owned(),
+        )),
+        Exit::Failed => Err(Failure::new("a shard failed; the log says why".to_owned())),
     }
 }

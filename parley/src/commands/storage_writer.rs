@@ -23,6 +23,10 @@ fn serve(args: &StorageWriterArgs) -> Result<(), Failure> {
     println!("admin    http://{}/metrics  /readyz  /healthz", server::start_admin(config.admin, parts)?);
     println!("storage  {}", config.data.display());
     println!("ready {}", server::writer_socket(&config.socket, &config.data).display());
-    signals.wait_while(|| writer.failure().is_none());
-    server::stop_writer(&writer)
+    if signals.wait_while(|| writer.failure().is_none()) {
+        tracing::info!("draining: what was taken is committed and answered");
+    }
+    server::stop_writer(&writer)?;
+    tracing::info!("stopped");
+    Ok(())
 }

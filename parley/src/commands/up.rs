@@ -36,15 +36,17 @@ fn serve(args: &UpArgs) -> Result<(), Failure> {
     say_ready(&gateway, config, &data, admin);
     let asked = signals.wait_while(|| gateway.is_running() && writer.failure().is_none());
     if asked {
+        tracing::info!("draining: clients are seen off and come back elsewhere or later");
         gateway.drain(Duration::from_millis(config.drain_timeout_ms * CLIENTS_TENTHS / 10));
     } else if let Some(failure) = writer.failure() {
         // Nothing can be made durable any more: nobody is kept waiting.
         gateway.drain(Duration::ZERO);
         gateway.wait();
-        return Err(Failure(failure.to_string()));
+        return Err(Failure::new(failure.to_string()));
     }
     let ended = server::judge_exit(gateway.wait());
     server::stop_writer(&writer)?;
+    tracing::info!("stopped");
     ended
 }
 
