@@ -1,7 +1,8 @@
 //! The command line: names, options, and the help that teaches them.
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use parley_protocol::{ClientMsgId, DeviceId, Role};
+use parley_protocol::{ChatId, ClientMsgId, DeviceId, Role};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -132,7 +133,7 @@ pub(crate) struct EchoArgs {
     #[arg(long, default_value = "auto")]
     pub(crate) driver: DriverArg,
     /// Threads with connections of their own; 0: one per core.
-    #[arg(long, default_value_t = 0, value_name = "N")]
+    #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(..=1024))]
     pub(crate) shards: u16,
 }
 
@@ -240,9 +241,10 @@ pub(crate) struct SendArgs {
     #[command(flatten)]
     pub(crate) script: ScriptArgs,
     /// A user's name, or a chat id (32 hex digits).
-    #[arg(long, value_name = "NAME|CHAT")]
+    #[arg(long, value_name = "NAME|CHAT", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) to: String,
     /// The text; `-` reads it from the standard input.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) text: String,
     /// The MIME type of what is sent.
     #[arg(long, default_value = "text/plain", value_name = "TYPE")]
@@ -273,7 +275,7 @@ pub(crate) struct TailArgs {
     /// Print the server's frames, one JSON object a line.
     #[arg(long)]
     pub(crate) json: bool,
-    /// A device that tails for the first time begins with everything there is.
+    /// Begin with everything there is, also where this device has a position already.
     #[arg(long)]
     pub(crate) from_start: bool,
     /// End after this many messages.
@@ -300,7 +302,7 @@ pub(crate) struct HistoryArgs {
     #[command(flatten)]
     pub(crate) script: ScriptArgs,
     /// A user's name, or a chat id (32 hex digits).
-    #[arg(long, value_name = "NAME|CHAT")]
+    #[arg(long, value_name = "NAME|CHAT", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) with: String,
     /// Events below this `seq`.
     #[arg(long, value_name = "SEQ", conflicts_with = "after")]
@@ -309,7 +311,7 @@ pub(crate) struct HistoryArgs {
     #[arg(long, value_name = "SEQ")]
     pub(crate) after: Option<u64>,
     /// How many at the most.
-    #[arg(long, default_value_t = 50, value_name = "N")]
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: u64,
 }
 
@@ -328,7 +330,7 @@ pub(crate) struct ReadArgs {
     #[command(flatten)]
     pub(crate) script: ScriptArgs,
     /// A user's name, or a chat id (32 hex digits).
-    #[arg(long, value_name = "NAME|CHAT")]
+    #[arg(long, value_name = "NAME|CHAT", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) with: String,
     /// Up to this `seq` [default: everything].
     #[arg(long, value_name = "SEQ")]
@@ -341,6 +343,7 @@ pub(crate) struct ReadArgs {
   parley group create --as alice 'the team' bob carol     # prints the chat id
   parley group add    --as alice --group CHAT dave
   parley group role   --as alice --group CHAT bob admin
+  parley group members --as alice --group CHAT
   parley group leave  --as bob   --group CHAT")]
 pub(crate) struct GroupArgs {
     /// What to do.
@@ -402,6 +405,20 @@ pub(crate) enum GroupCommand {
         #[command(flatten)]
         target: GroupTarget,
     },
+    /// List the members: ids, names, roles, and how far each has received and read.
+    Members {
+        #[command(flatten)]
+        script: ScriptArgs,
+        /// The group's chat id (32 hex digits); `parley chats` lists them.
+        #[arg(long, visible_alias = "with", value_name = "CHAT", value_parser = chat_id)]
+        group: ChatId,
+    },
+}
+
+/// A chat's id in words for people where it is none.
+fn chat_id(text: &str) -> Result<ChatId, &'static str> {
+    let chat_id = text.parse::<ChatId>().ok().filter(|chat_id| chat_id.kind().is_some());
+    chat_id.ok_or("not a chat id (32 hex digits)")
 }
 
 /// Which group.
@@ -410,8 +427,8 @@ pub(crate) struct GroupTarget {
     #[command(flatten)]
     pub(crate) script: ScriptArgs,
     /// The group's chat id (32 hex digits); `parley chats` lists them.
-    #[arg(long, visible_alias = "with", value_name = "CHAT")]
-    pub(crate) group: String,
+    #[arg(long, visible_alias = "with", value_name = "CHAT", value_parser = chat_id)]
+    pub(crate) group: ChatId,
     /// The name of this command, 32 hex digits [default: random].
     #[arg(long, value_name = "HEX")]
     pub(crate) client_msg_id: Option<ClientMsgId>,
@@ -479,12 +496,19 @@ mod tests {
             ("parley send --as alice --token t --to bob hi", "cannot be used with"),
             ("parley send --as alice hi", "--to"),
             ("parley tail --as bob --device xyz", "32 lower-case hex digits"),
-            ("parley group role --as a --group g bob king", "member, admin, owner"),
+            ("parley group role --as a --group 42a778f670800000054ef1ecef800000 bob king", "member, admin, owner"),
+            ("parley group add --as a --group nothex bob", "not a chat id (32 hex digits)"),
+            ("parley history --as a --with b --limit 0", "not in 1.."),
+            ("parley echo --shards 9999", "not in 0..=1024"),
             ("parley history --as a --with b --before 1 --after 2", "cannot be used with"),
             ("parley up --driver kqueue", "auto, uring, epoll"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(says), "{line}: {error}");
+        }
+        for empty in [["--to", "", "hi"], ["--to", "bob", ""]] {
+            let line = [&["parley", "send", "--as", "alice"][..], &empty].concat();
+            assert!(Cli::try_parse_from(&line).is_err(), "{line:?}");
         }
     }
 }

@@ -170,7 +170,7 @@ fn hear(model: &mut Model, said: Said) -> Result<(), ClientError> {
         Said::Update(Update::Connected(welcome)) => model.connected(&welcome),
         Said::Update(Update::Disconnected { why, retry_in }) => model.disconnected(&why, retry_in),
         Said::Update(Update::Frame(frame)) => model.frame(*frame),
-        Said::Update(Update::CaughtUp | Update::Idle | Update::Woken) => {}
+        Said::Update(Update::CaughtUp | Update::NewHistory | Update::Idle | Update::Woken) => {}
         Said::Input(Input::Key(key)) if key.kind != KeyEventKind::Release => model.key(key, unix_ms()),
         Said::Input(Input::Paste(text)) => model.paste(&text),
         Said::Input(_) => {}

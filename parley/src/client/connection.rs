@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 use tungstenite::client::IntoClientRequest;
-use tungstenite::http::{HeaderValue, Uri};
+use tungstenite::http::{HeaderValue, StatusCode, Uri};
 use tungstenite::protocol::WebSocketConfig;
 use tungstenite::{Message, WebSocket};
 
@@ -59,14 +59,24 @@ pub(crate) enum ConnectError {
     Unreachable(String),
     /// Somebody answered, but not a gateway.
     Refused(String),
+    /// Somebody answered that there is no such thing here; asking again changes nothing.
+    Final(String),
 }
 
 impl fmt::Display for ConnectError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ConnectError::Unreachable(what) | ConnectError::Refused(what) => f.write_str(what),
+            ConnectError::Unreachable(what) | ConnectError::Refused(what) | ConnectError::Final(what) => {
+                f.write_str(what)
+            }
         }
     }
+}
+
+/// Whether an HTTP status says that the request itself is wrong, not the moment.
+fn is_final(status: StatusCode) -> bool {
+    let passes = [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
+    status.is_client_error() && !passes.contains(&status)
 }
 
 /// What was heard.
@@ -130,6 +140,14 @@ impl Connection {
         let (socket, _) =
             tungstenite::client::client_with_config(request, stream, Some(config)).map_err(|error| match error {
                 tungstenite::HandshakeError::Failure(tungstenite::Error::Io(error)) => unreachable(error),
+                tungstenite::HandshakeError::Failure(tungstenite::Error::Http(answer)) if is_final(answer.status()) => {
+                    ConnectError::Final(format!(
+                        "{} answers {}: no gateway is there; `parley up` prints the address after `ready`, and its \
+                         path is /ws unless configured otherwise",
+                        address.text,
+                        answer.status()
+                    ))
+                }
                 other => refused(&other),
             })?;
         socket.get_ref().set_nonblocking(true).map_err(unreachable)?;

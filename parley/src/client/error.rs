@@ -8,6 +8,8 @@ use std::fmt;
 pub(crate) enum ExitStatus {
     /// Asked for something that the server refuses, or that cannot be.
     Refused = 1,
+    /// Something on the command line cannot be: nothing was tried.
+    Usage = 2,
     /// No answer in time: whether it was done is not known.
     Unreachable = 3,
     /// The token was not taken.
@@ -17,6 +19,8 @@ pub(crate) enum ExitStatus {
 /// Why a session or a request ended.
 #[derive(Clone, Debug)]
 pub(crate) enum ClientError {
+    /// Something on the command line that no server could make right.
+    Usage(String),
     /// Something about what was asked, before or without the server.
     Asked(String),
     /// The server refused the request.
@@ -40,6 +44,7 @@ impl ClientError {
     /// The exit code of this error.
     pub(crate) fn status(&self) -> ExitStatus {
         match self {
+            ClientError::Usage(_) => ExitStatus::Usage,
             ClientError::TimedOut(_) => ExitStatus::Unreachable,
             ClientError::Unauthenticated(_) => ExitStatus::Unauthenticated,
             _ => ExitStatus::Refused,
@@ -50,7 +55,7 @@ impl ClientError {
 impl fmt::Display for ClientError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            ClientError::Asked(what) | ClientError::Local(what) => f.write_str(what),
+            ClientError::Usage(what) | ClientError::Asked(what) | ClientError::Local(what) => f.write_str(what),
             ClientError::Refused(error) => {
                 let code = serde_json::to_value(error.code).unwrap_or_default();
                 write!(f, "the server refused: {} ({})", error.message, code.as_str().unwrap_or("error"))

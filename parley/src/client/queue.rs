@@ -104,6 +104,11 @@ impl Queue {
         }
     }
 
+    /// Forgets the requests, not the commands, with a number from `first` on: their answers mean nothing any more.
+    pub(crate) fn forget_requests(&mut self, first: u32) {
+        self.pending.retain(|pending| !matches!(pending.key, Key::Request(id) if id >= first));
+    }
+
     /// The next request to send, marked as sent.
     pub(crate) fn next_to_send(&mut self, now_ms: u64, in_flight_max: usize) -> Option<ClientFrame> {
         let in_flight = self.pending.iter().filter(|pending| pending.stage == Stage::InFlight).count();

@@ -42,7 +42,7 @@ pub(crate) enum Mode {
     Quiet,
     /// Every event once and in order; the position is kept in a file.
     Follow {
-        /// A new device begins with everything there is.
+        /// Begins with everything there is, whatever the position.
         from_start: bool,
     },
     /// Every event once and in order, from now on; nothing is kept.
@@ -83,6 +83,8 @@ pub(crate) enum Update {
     Frame(Box<ServerFrame>),
     /// The stream has come to its end.
     CaughtUp,
+    /// The server's store is not the one that this device knows: its position was forgotten, and begins at the start.
+    NewHistory,
     /// The deadline is over.
     Idle,
     /// Somebody wrote to the wake descriptor.
@@ -130,6 +132,8 @@ pub(crate) struct Session {
     marks: Marks,
     subscribed: Vec<ChatId>,
     me: Option<UserId>,
+    /// The last attempt found a gateway.
+    reached: bool,
 }
 
 /// Delivered and read marks: without an answer, so they are sent again on a new connection.
@@ -163,17 +167,17 @@ impl Session {
         let keeps = matches!(options.mode, Mode::Follow { .. } | Mode::Live);
         let label = options.who.label();
         let url = options.address.text().to_owned();
-        let path = state_path(&options.state_dir, &url, &label, options.purpose);
+        let path = state_path(&options.state_dir, &url, &label, options.purpose, options.device_id);
         let stored = if keeps { DeviceState::load(&path)? } else { None };
-        let fresh = |device_id| DeviceState { url, user: label, device_id, mark: None, known: BTreeMap::new() };
-        let mut state = stored.unwrap_or_else(|| fresh(DeviceId(random_u128())));
-        if let Some(device_id) = options.device_id
-            && state.device_id != device_id
-        {
-            state = DeviceState { device_id, mark: None, known: BTreeMap::new(), ..state };
+        let mut state = stored.unwrap_or_else(|| {
+            let device_id = options.device_id.unwrap_or_else(|| DeviceId(random_u128()));
+            DeviceState { url, user: label, device_id, user_id: None, mark: None, known: BTreeMap::new() }
+        });
+        if options.mode == (Mode::Follow { from_start: true }) {
+            (state.mark, state.known) = (Some(0), BTreeMap::new());
         }
         let (mark, known) = match options.mode {
-            Mode::Follow { from_start } => (state.mark.or(from_start.then_some(0)), state.known.clone()),
+            Mode::Follow { .. } => (state.mark, state.known.clone()),
             Mode::Live | Mode::Quiet => (None, BTreeMap::new()),
         };
         if keeps {
@@ -201,6 +205,7 @@ impl Session {
             marks: Marks::default(),
             subscribed: Vec::new(),
             me: None,
+            reached: false,
             options,
         })
     }
@@ -215,6 +220,16 @@ impl Session {
     /// Who one is, once a session was open.
     pub(crate) fn me(&self) -> Option<UserId> {
         self.me
+    }
+
+    /// Whether this device has a position already, from which it goes on.
+    pub(crate) fn has_position(&self) -> bool {
+        self.follow.mark().is_some()
+    }
+
+    /// Whether a gateway answered the last attempt to connect.
+    pub(crate) fn reached(&self) -> bool {
+        self.reached
     }
 
     /// A fresh number for a request of the caller's.
@@ -317,16 +332,20 @@ impl Session {
         let left = deadline.map_or(WELCOME_TIMEOUT, |deadline| deadline.saturating_duration_since(Instant::now()));
         let mut connection = match Connection::open(&self.options.address, self.options.encoding, left) {
             Ok(connection) => connection,
+            Err(ConnectError::Final(why)) => return Err(ClientError::Asked(why)),
             Err(ConnectError::Unreachable(why)) => {
+                self.reached = false;
                 let why = format!("cannot reach {}: {why}", self.options.address.text());
                 self.down(why, false);
                 return Ok(());
             }
             Err(ConnectError::Refused(why)) => {
+                self.reached = false;
                 self.down(format!("{} is not a Parley gateway: {why}", self.options.address.text()), true);
                 return Ok(());
             }
         };
+        self.reached = true;
         let hello = self.hello()?;
         let now = Instant::now();
         if let Err(why) = connection.say(&hello) {
@@ -389,12 +408,19 @@ impl Session {
             ClientAction::RetryLater => self.down(what, true),
             ClientAction::Reauthenticate => {
                 let had_ticket = self.ticket.take().is_some();
+                let signs = self.options.who.signs();
+                if self.options.who.reload() {
+                    self.refused_logins = 0;
+                }
                 self.refused_logins += 1;
-                let can_try = had_ticket || self.options.who.signs();
-                if !can_try || self.refused_logins >= REFUSED_LOGINS_MAX {
+                if self.refused_logins < REFUSED_LOGINS_MAX && (had_ticket || signs) {
+                    self.down(what, false);
+                } else if signs && self.options.mode == Mode::Live && self.me.is_some() {
+                    // Somebody looks at it and has something open: it waits for the key to be right again.
+                    self.down(format!("{what}; {}", self.options.who.advice()), true);
+                } else {
                     return Err(ClientError::Unauthenticated(reason));
                 }
-                self.down(what, false);
             }
             ClientAction::Stop => return Err(ClientError::Stopped { code, reason }),
         }
@@ -503,7 +529,10 @@ impl Session {
             return Ok(());
         }
         match frame {
-            ServerFrame::Welcome(welcome) => self.welcomed(welcome),
+            ServerFrame::Welcome(welcome) if self.state.user_id.is_some_and(|known| known != welcome.user_id) => {
+                return self.begin_anew(welcome.user_id);
+            }
+            ServerFrame::Welcome(welcome) => self.welcomed(welcome)?,
             ServerFrame::Reconnect(reconnect) => {
                 self.reconnect_delay = Some(Duration::from_millis(u64::from(reconnect.delay_ms.min(60_000))));
                 self.ticket = Some(Ticket { text: reconnect.resume, expires_at_ms: reconnect.resume_expires_at_ms });
@@ -578,7 +607,36 @@ impl Session {
         Ok(())
     }
 
-    fn welcomed(&mut self, welcome: Welcome) {
+    /// The server's store is another one. What is known of the old one would hide messages of the new one, and the mark
+    /// was presented before the server could say who one is: so once more, from the start.
+    fn begin_anew(&mut self, user_id: UserId) -> Result<(), ClientError> {
+        let mark = matches!(self.options.mode, Mode::Follow { .. }).then_some(0);
+        self.state = DeviceState { user_id: Some(user_id), mark, known: BTreeMap::new(), ..self.state.clone() };
+        self.follow = Follow::new(mark, BTreeMap::new());
+        self.queue.forget_requests(OWN_REQUESTS);
+        self.fills.clear();
+        self.fills_later.clear();
+        self.listing = None;
+        self.marks = Marks::default();
+        self.subscribed.clear();
+        self.ticket = None;
+        self.me = None;
+        if let Some(open) = self.open.take() {
+            open.connection.close();
+        }
+        self.retry_at = Instant::now();
+        self.ready.push_back(Update::NewHistory);
+        self.save_identity()
+    }
+
+    fn save_identity(&self) -> Result<(), ClientError> {
+        self.state_path.as_ref().map_or(Ok(()), |path| self.state.save(path))
+    }
+
+    fn welcomed(&mut self, welcome: Welcome) -> Result<(), ClientError> {
+        if self.state.user_id.replace(welcome.user_id).is_none() {
+            self.save_identity()?;
+        }
         self.me = Some(welcome.user_id);
         self.refused_logins = 0;
         self.ticket = Some(Ticket { text: welcome.resume.clone(), expires_at_ms: welcome.resume_expires_at_ms });
@@ -601,6 +659,7 @@ impl Session {
             self.fire(&ClientFrame::Subscribe(frame::ChatRef { chat_id }));
         }
         self.ready.push_back(Update::Connected(Box::new(welcome)));
+        Ok(())
     }
 
     /// A client that signs by itself renews when four fifths of the token's time are over.

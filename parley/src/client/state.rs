@@ -1,7 +1,7 @@
 //! What a device keeps between runs: its id, the last mark, and how far it has seen each chat. One small file each.
 
 use super::ClientError;
-use parley_protocol::{ChatId, DeviceId};
+use parley_protocol::{ChatId, DeviceId, UserId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,10 @@ pub(crate) struct DeviceState {
     pub(crate) user: String,
     /// Its own id.
     pub(crate) device_id: DeviceId,
+    /// Who the server said this is. Ids are given at the first login: another one means that the server's store is
+    /// another one, to which neither the mark nor the chats belong.
+    #[serde(default)]
+    pub(crate) user_id: Option<UserId>,
     /// What to present at the next `Hello`.
     pub(crate) mark: Option<u64>,
     /// Per chat: everything up to here was handed on.
@@ -33,12 +37,14 @@ pub(crate) fn state_dir() -> Result<PathBuf, ClientError> {
         .ok_or_else(|| ClientError::Asked("neither XDG_DATA_HOME nor HOME is set: say --state DIR".to_owned()))
 }
 
-/// The file of a device: readable, and unique by a hash of everything that tells devices apart.
-pub(crate) fn state_path(dir: &Path, url: &str, user: &str, purpose: &str) -> PathBuf {
+/// The file of a device: readable, and unique by a hash of everything that tells devices apart. `device` is one that
+/// somebody chose; each has a file of its own, beside that of the device without a choice.
+pub(crate) fn state_path(dir: &Path, url: &str, user: &str, purpose: &str, device: Option<DeviceId>) -> PathBuf {
     let plain = |character: char| if character.is_ascii_alphanumeric() { character } else { '_' };
     let label: String = user.chars().map(plain).take(32).collect();
-    let hash = fnv1a(format!("{url}\0{user}\0{purpose}").as_bytes());
-    dir.join(format!("{label}-{purpose}-{hash:016x}.json"))
+    let device = device.map_or_else(String::new, |device| format!("-{device}"));
+    let hash = fnv1a(format!("{url}\0{user}\0{purpose}{device}").as_bytes());
+    dir.join(format!("{label}-{purpose}{device}-{hash:016x}.json"))
 }
 
 /// FNV-1a, 64 bits: names a file, guards nothing.
@@ -80,12 +86,13 @@ mod tests {
     #[test]
     fn a_state_comes_back_and_files_do_not_collide() {
         let dir = tempfile::tempdir().expect("a directory");
-        let path = state_path(dir.path(), "ws://a/ws", "älice", "tail");
+        let path = state_path(dir.path(), "ws://a/ws", "älice", "tail", None);
         assert_eq!(DeviceState::load(&path).expect("no file is no error"), None);
         let state = DeviceState {
             url: "ws://a/ws".to_owned(),
             user: "älice".to_owned(),
             device_id: DeviceId(9),
+            user_id: Some(UserId(3)),
             mark: Some(7),
             known: BTreeMap::from([(ChatId::group(5), 3)]),
         };
@@ -93,8 +100,10 @@ mod tests {
         assert_eq!(DeviceState::load(&path).expect("read"), Some(state));
         for other in [("ws://b/ws", "älice", "tail"), ("ws://a/ws", "ölice", "tail"), ("ws://a/ws", "älice", "chat")]
         {
-            assert_ne!(state_path(dir.path(), other.0, other.1, other.2), path);
+            assert_ne!(state_path(dir.path(), other.0, other.1, other.2, None), path);
         }
+        let chosen = |id| state_path(dir.path(), "ws://a/ws", "älice", "tail", Some(DeviceId(id)));
+        assert!(chosen(1) != path && chosen(2) != path && chosen(1) != chosen(2), "one file a device");
         std::fs::write(&path, "{").expect("written");
         assert!(DeviceState::load(&path).expect_err("refused").to_string().contains("remove it"));
     }

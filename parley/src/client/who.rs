@@ -4,6 +4,7 @@ use super::ClientError;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use gateway::identity::DevKey;
+use std::path::PathBuf;
 
 /// Seconds that a token of the client's own lives; it renews them itself.
 const TTL_S: u64 = 3600;
@@ -15,6 +16,8 @@ pub(crate) enum Who {
     Name {
         /// The development key.
         key: Box<DevKey>,
+        /// The data directory that it is from.
+        data: PathBuf,
         /// The name.
         name: String,
     },
@@ -26,13 +29,35 @@ impl Who {
     /// A token, and when it expires where that is known (Unix milliseconds).
     pub(crate) fn token(&self, now_unix_ms: u64) -> Result<(String, Option<u64>), ClientError> {
         match self {
-            Who::Name { key, name } => match key.sign(name, now_unix_ms / 1000, TTL_S, false) {
+            Who::Name { key, name, .. } => match key.sign(name, now_unix_ms / 1000, TTL_S, false) {
                 Ok((token, claims)) => Ok((token, Some(claims.expires_at_ms))),
-                Err(_) => Err(ClientError::Asked(format!(
+                Err(_) => Err(ClientError::Usage(format!(
                     "{name:?} cannot be a name: 1 to 64 bytes, no control characters, no space at its ends"
                 ))),
             },
             Who::Token(token) => Ok((token.clone(), None)),
+        }
+    }
+
+    /// Reads the development key again: the server makes a new one when its data directory was emptied. `true`: it is
+    /// another one now.
+    pub(crate) fn reload(&mut self) -> bool {
+        let Who::Name { key, name, data } = self else { return false };
+        let Ok(found) = DevKey::load(data) else { return false };
+        // Signatures are deterministic: equal keys sign equally.
+        let sign = |key: &DevKey| key.sign(name, 0, TTL_S, false).ok().map(|(token, _)| token);
+        let another = sign(&found) != sign(key);
+        **key = found;
+        another
+    }
+
+    /// What can be done when the server does not take the tokens that this makes.
+    pub(crate) fn advice(&self) -> String {
+        match self {
+            Who::Name { data, .. } => {
+                format!("its key is not the one in {}: --data must name the running server's directory", data.display())
+            }
+            Who::Token(_) => "get a new token".to_owned(),
         }
     }
 

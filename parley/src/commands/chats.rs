@@ -3,7 +3,7 @@
 use super::show;
 use super::talk::{Talk, print_frame, print_line};
 use crate::cli::ChatsArgs;
-use crate::client::ClientError;
+use crate::client::{ClientError, unix_ms};
 use parley_protocol::{ServerFrame, UserId};
 
 pub(super) fn run(args: &ChatsArgs) -> Result<(), ClientError> {
@@ -24,13 +24,14 @@ pub(super) fn run(args: &ChatsArgs) -> Result<(), ClientError> {
     if chats.is_empty() {
         print_line("no chats yet; `parley send --to NAME TEXT` starts one")?;
     }
+    let now_ms = unix_ms();
     for chat in &chats {
         let label = match chat.chat_id.peer_of(me) {
             Some(peer) => talk.name(peer),
             None if chat.title.is_empty() => format!("a group of {}", chat.members),
             None => format!("#{}", show::plain(&chat.title)),
         };
-        let last = chat.last.as_ref().map_or(String::new(), |event| {
+        let last = chat.last.as_ref().filter(|event| !show::is_expired(event, now_ms)).map_or(String::new(), |event| {
             let time = show::date_time(show::time_ms(event.message_id));
             format!("{time}  {}: {}", talk.name(event.sender), show::words(event, &|user| talk.name(user)))
         });

@@ -1,10 +1,11 @@
 //! `parley group`: creates groups and changes them.
 
-use super::talk::{Talk, command_name, print_frame, print_line};
+use super::show;
+use super::talk::{Talk, command_name, print_frame, print_line, unexpected};
 use crate::cli::{GroupArgs, GroupCommand, GroupTarget, ScriptArgs};
 use crate::client::ClientError;
-use parley_protocol::frame::{Change, GroupChange, GroupCreate, Sent};
-use parley_protocol::{ClientFrame, ClientMsgId, ServerFrame};
+use parley_protocol::frame::{self, Change, GroupChange, GroupCreate, Member, Sent};
+use parley_protocol::{ChatId, ClientFrame, ClientMsgId, ServerFrame};
 
 pub(super) fn run(args: &GroupArgs) -> Result<(), ClientError> {
     match &args.command {
@@ -21,6 +22,7 @@ pub(super) fn run(args: &GroupArgs) -> Result<(), ClientError> {
         }),
         GroupCommand::Rename { target, title } => change(target, |_| Ok(Change::Rename { title: title.clone() })),
         GroupCommand::Leave { target } => change(target, |_| Ok(Change::Leave {})),
+        GroupCommand::Members { script, group } => members(script, *group),
     }
 }
 
@@ -47,7 +49,7 @@ fn change(
     make: impl FnOnce(&mut Talk) -> Result<Change, ClientError>,
 ) -> Result<(), ClientError> {
     let mut talk = Talk::open(&target.script)?;
-    let chat_id = talk.chat(&target.group)?;
+    let chat_id = target.group;
     let change = make(&mut talk)?;
     let client_msg_id = command_name(target.client_msg_id);
     let frame = ClientFrame::GroupChange(GroupChange { chat_id, client_msg_id, change });
@@ -57,4 +59,31 @@ fn change(
         return print_frame(&ServerFrame::Sent(sent));
     }
     print_line(&format!("done: chat {} seq {}", sent.chat_id, sent.seq))
+}
+
+fn members(script: &ScriptArgs, chat_id: ChatId) -> Result<(), ClientError> {
+    let mut talk = Talk::open(script)?;
+    let mut members: Vec<Member> = Vec::new();
+    loop {
+        let after = members.last().map(|member| member.user_id);
+        let ask = |request_id| ClientFrame::Members(frame::Members { request_id, chat_id, after, limit: 0 });
+        let ServerFrame::MemberPage(page) = talk.ask(ask)? else { return Err(unexpected()) };
+        if script.json {
+            print_frame(&ServerFrame::MemberPage(page.clone()))?;
+        }
+        let more = page.more && !page.members.is_empty();
+        members.extend(page.members);
+        if !more {
+            break;
+        }
+    }
+    if !script.json {
+        talk.learn_names(members.iter().map(|member| member.user_id))?;
+        for member in &members {
+            let (name, role) = (talk.name(member.user_id), show::role(member.role));
+            let (delivered, read) = (member.delivered_seq, member.read_seq);
+            print_line(&format!("{}  {name:<20}  {role:<6}  delivered {delivered}, read {read}", member.user_id))?;
+        }
+    }
+    talk.session.close()
 }

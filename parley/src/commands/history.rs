@@ -3,7 +3,7 @@
 use super::show;
 use super::talk::{Talk, print_frame, print_line, unexpected};
 use crate::cli::HistoryArgs;
-use crate::client::ClientError;
+use crate::client::{ClientError, unix_ms};
 use parley_protocol::{ClientFrame, Event, ServerFrame, frame, limits};
 
 pub(super) fn run(args: &HistoryArgs) -> Result<(), ClientError> {
@@ -37,7 +37,8 @@ pub(super) fn run(args: &HistoryArgs) -> Result<(), ClientError> {
     }
     if !args.script.json {
         talk.learn_names(events.iter().flat_map(show::users_of))?;
-        for event in &events {
+        let now_ms = unix_ms();
+        for event in events.iter().filter(|event| !show::is_expired(event, now_ms)) {
             let time = show::date_time(show::time_ms(event.message_id));
             let words = show::words(event, &|user| talk.name(user));
             print_line(&format!("{:>6}  {time}  {}: {words}", event.seq, talk.name(event.sender)))?;

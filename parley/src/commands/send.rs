@@ -8,7 +8,7 @@ use parley_protocol::{Body, ClientFrame, ServerFrame, frame, limits};
 use std::io::Read;
 
 pub(super) fn run(args: &SendArgs) -> Result<(), ClientError> {
-    let payload = payload(&args.text)?;
+    let payload = payload(&args.text, args.content_type.starts_with("text/"))?;
     let mut talk = Talk::open(&args.script)?;
     let chat_id = talk.chat(&args.to)?;
     let mentions = if args.mention.is_empty() { Vec::new() } else { talk.users(&args.mention)? };
@@ -37,8 +37,8 @@ pub(super) fn run(args: &SendArgs) -> Result<(), ClientError> {
     print_line(&format!("sent: chat {} seq {} message {}", sent.chat_id, sent.seq, sent.message_id))
 }
 
-/// The text, or the whole standard input.
-fn payload(text: &str) -> Result<Vec<u8>, ClientError> {
+/// What is sent: the text, or the whole standard input; of a text without the line break that ends it.
+fn payload(text: &str, is_text: bool) -> Result<Vec<u8>, ClientError> {
     if text != "-" {
         return Ok(text.as_bytes().to_vec());
     }
@@ -48,6 +48,12 @@ fn payload(text: &str) -> Result<Vec<u8>, ClientError> {
     read.map_err(|error| ClientError::Local(format!("cannot read the standard input: {error}")))?;
     if bytes.len() as u64 > limit {
         return Err(ClientError::Asked(format!("the standard input is longer than {limit} bytes")));
+    }
+    if is_text && bytes.last() == Some(&b'\n') {
+        bytes.pop();
+    }
+    if bytes.is_empty() {
+        return Err(ClientError::Usage("the standard input is empty: there is nothing to send".to_owned()));
     }
     Ok(bytes)
 }

@@ -1,6 +1,6 @@
 //! Lines for people: times, texts without control characters, events in words.
 
-use parley_protocol::body::{MemberAction, MembershipBody};
+use parley_protocol::body::{MemberAction, MembershipBody, MessageBody};
 use parley_protocol::{Body, Event, MessageId, Role, UserId};
 
 /// When a message was committed, Unix milliseconds.
@@ -47,23 +47,42 @@ pub(crate) fn plain(text: &str) -> String {
 /// The users that an event's words name.
 pub(crate) fn users_of(event: &Event) -> Vec<UserId> {
     let mut users = vec![event.sender];
-    if let Ok(Body::Membership(body)) = event.envelope.to_body() {
-        users.extend(body.changes.iter().map(|change| change.user_id));
+    match event.envelope.to_body() {
+        Ok(Body::Membership(body)) => users.extend(body.changes.iter().map(|change| change.user_id)),
+        Ok(Body::Message(body)) => users.extend(&body.mentions),
+        Ok(Body::Edit(body)) => users.extend(&body.message.mentions),
+        _ => {}
     }
     users
+}
+
+/// Whether clients no longer show it: its time is over.
+pub(crate) fn is_expired(event: &Event, now_unix_ms: u64) -> bool {
+    let expires_at_ms = match event.envelope.to_body() {
+        Ok(Body::Message(body)) => body.expires_at_ms,
+        Ok(Body::Edit(body)) => body.message.expires_at_ms,
+        _ => None,
+    };
+    expires_at_ms.is_some_and(|at_ms| at_ms <= now_unix_ms)
+}
+
+/// A message's text with what it answers and whom it mentions.
+fn message(body: &MessageBody, name: &dyn Fn(UserId) -> String) -> String {
+    let text = match std::str::from_utf8(&body.payload) {
+        Ok(text) if body.content_type.starts_with("text/") => plain(text),
+        _ => format!("[{} of {} bytes]", plain(&body.content_type), body.payload.len()),
+    };
+    let reply = body.reply_to.map_or_else(String::new, |seq| format!("(reply to {seq}) "));
+    let mentioned: Vec<String> = body.mentions.iter().map(|user| format!("@{}", name(*user))).collect();
+    let mentions = if mentioned.is_empty() { String::new() } else { format!(" (to {})", mentioned.join(", ")) };
+    format!("{reply}{text}{mentions}")
 }
 
 /// What an event says, without who said it.
 pub(crate) fn words(event: &Event, name: &dyn Fn(UserId) -> String) -> String {
     match event.envelope.to_body() {
-        Ok(Body::Message(body)) => match std::str::from_utf8(&body.payload) {
-            Ok(text) if body.content_type.starts_with("text/") => plain(text),
-            _ => format!("[{} of {} bytes]", plain(&body.content_type), body.payload.len()),
-        },
-        Ok(Body::Edit(body)) => {
-            let text = String::from_utf8_lossy(&body.message.payload);
-            format!("[changes {} to] {}", body.target_seq, plain(&text))
-        }
+        Ok(Body::Message(body)) => message(&body, name),
+        Ok(Body::Edit(body)) => format!("[changes {} to] {}", body.target_seq, message(&body.message, name)),
         Ok(Body::Delete(body)) => format!("[takes {} back]", body.target_seq),
         Ok(Body::Reaction(body)) => format!("[{} on {}]", plain(&body.reaction), body.target_seq),
         Ok(Body::Membership(body)) => membership(&body, event.sender, name),

@@ -3,7 +3,7 @@
 use super::show;
 use super::talk::{Talk, print_frame, print_line, session_options};
 use crate::cli::TailArgs;
-use crate::client::{ClientError, Mode, Session, Update};
+use crate::client::{ClientError, Mode, Session, Update, unix_ms};
 use parley_protocol::body::kind;
 use parley_protocol::{ChatId, ChatKind, Event, ServerFrame};
 use std::collections::HashMap;
@@ -12,7 +12,11 @@ use std::time::{Duration, Instant};
 pub(super) fn run(args: &TailArgs) -> Result<(), ClientError> {
     let options = session_options(&args.client, Mode::Follow { from_start: args.from_start }, "tail")?;
     let deadline = args.timeout_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
-    let mut tail = Tail { talk: Talk::over(Session::new(options)?, deadline, args.json), titles: HashMap::new() };
+    let session = Session::new(options)?;
+    if !session.has_position() {
+        eprintln!("parley: first time on this device: beginning now (--from-start shows what came before)");
+    }
+    let mut tail = Tail { talk: Talk::over(session, deadline, args.json), titles: HashMap::new() };
     let mut messages = 0;
     let mut waiting = args.once;
     loop {
@@ -33,7 +37,8 @@ pub(super) fn run(args: &TailArgs) -> Result<(), ClientError> {
         };
         match update {
             Update::Frame(frame) => {
-                let message = matches!(&*frame, ServerFrame::Event(event) if event.envelope.kind == kind::MESSAGE);
+                let message = matches!(&*frame, ServerFrame::Event(event)
+                    if event.envelope.kind == kind::MESSAGE && (args.json || !show::is_expired(event, unix_ms())));
                 tail.print(*frame, args)?;
                 messages += u64::from(message);
                 tail.talk.session.save()?;
@@ -44,6 +49,8 @@ pub(super) fn run(args: &TailArgs) -> Result<(), ClientError> {
                     return tail.talk.session.close();
                 }
             }
+            // Chats of another life are other chats.
+            Update::NewHistory => tail.titles.clear(),
             Update::Connected(_) | Update::Disconnected { .. } | Update::Idle | Update::Woken => {}
         }
     }
@@ -62,6 +69,7 @@ impl Tail {
                 Ok(())
             }
             ServerFrame::Event(event) if args.json => print_frame(&ServerFrame::Event(event)),
+            ServerFrame::Event(event) if show::is_expired(&event, unix_ms()) => Ok(()),
             ServerFrame::Event(event) => self.print_event(&event),
             frame @ (ServerFrame::Receipt(_) | ServerFrame::Own(_)) if args.receipts && args.json => {
                 print_frame(&frame)
@@ -85,8 +93,15 @@ impl Tail {
 
     fn print_event(&mut self, event: &Event) -> Result<(), ClientError> {
         self.talk.learn_names(show::users_of(event))?;
-        if let Ok(parley_protocol::Body::Title(body)) = event.envelope.to_body() {
-            self.titles.insert(event.chat_id, body.title);
+        match (event.chat_id.kind(), event.envelope.to_body()) {
+            (_, Ok(parley_protocol::Body::Title(body))) => {
+                self.titles.insert(event.chat_id, body.title);
+            }
+            (Some(ChatKind::Group(_)), _) if !self.titles.contains_key(&event.chat_id) => {
+                let title = self.talk.title(event.chat_id)?;
+                self.titles.insert(event.chat_id, title);
+            }
+            _ => {}
         }
         let place = match (event.chat_id.kind(), self.titles.get(&event.chat_id)) {
             (Some(ChatKind::Direct(..)), _) => String::new(),

@@ -28,7 +28,7 @@ pub(crate) fn session_options(
     mode: Mode,
     purpose: &'static str,
 ) -> Result<SessionOptions, ClientError> {
-    let address = Address::parse(&args.url).map_err(ClientError::Asked)?;
+    let address = Address::parse(&args.url).map_err(ClientError::Usage)?;
     let from_env = || std::env::var("PARLEY_TOKEN").ok().filter(|token| !token.is_empty());
     let token = args.token.clone().or_else(from_env);
     let who = match (&args.name, token) {
@@ -44,11 +44,11 @@ pub(crate) fn session_options(
                     "no development key: {error}\nstart `parley up` here first, or name its data directory with --data"
                 ))
             })?;
-            Who::Name { key: Box::new(key), name: name.clone() }
+            Who::Name { key: Box::new(key), name: name.clone(), data: args.data.clone() }
         }
         (None, Some(token)) => Who::Token(token.trim().to_owned()),
         (None, None) => {
-            return Err(ClientError::Asked("say who you are: --as NAME, or --token TOKEN (PARLEY_TOKEN)".to_owned()));
+            return Err(ClientError::Usage("say who you are: --as NAME, or --token TOKEN (PARLEY_TOKEN)".to_owned()));
         }
     };
     let state_dir = match &args.state {
@@ -89,13 +89,26 @@ impl Talk {
         match &update {
             Update::Idle => {
                 let trouble = self.last_trouble.as_ref().map_or(String::new(), |why| format!(" ({why})"));
-                return Err(ClientError::TimedOut(format!("no answer in time: waited for {what}{trouble}")));
+                // A gateway without its storage listens and answers, but opens no session.
+                let hint = match self.session.me() {
+                    None if self.session.reached() => {
+                        "\na gateway is there, but opens no session: its storage may be down; /readyz on its admin \
+                         address says why"
+                    }
+                    _ => "",
+                };
+                return Err(ClientError::TimedOut(format!("no answer in time: waited for {what}{trouble}{hint}")));
             }
             Update::Disconnected { why, .. } => {
                 self.last_trouble = Some(why.clone());
                 if !std::mem::replace(&mut self.warned, true) {
-                    eprintln!("parley: {why}; trying again (is `parley up` running?)");
+                    let hint = if self.session.reached() { "" } else { " (is `parley up` running?)" };
+                    eprintln!("parley: {why}; trying again{hint}");
                 }
+            }
+            Update::NewHistory => {
+                self.names.clear();
+                eprintln!("parley: this server has a new history: beginning at its start");
             }
             Update::Connected(_) => {
                 self.last_trouble = None;
@@ -212,6 +225,21 @@ impl Talk {
         match self.names.get(&user) {
             Some(name) if !name.is_empty() => super::show::plain(name),
             _ => format!("user {user}"),
+        }
+    }
+
+    /// A group's title; empty where there is none or one may not know it.
+    pub(crate) fn title(&mut self, chat_id: ChatId) -> Result<String, ClientError> {
+        // The list of those after the id before it.
+        let after = Some(ChatId(chat_id.0.saturating_sub(1)));
+        match self.ask(|request_id| ClientFrame::Chats(frame::Chats { request_id, after, limit: 1 })) {
+            Ok(ServerFrame::ChatList(list)) => {
+                let chat = list.chats.into_iter().find(|chat| chat.chat_id == chat_id);
+                Ok(chat.map_or_else(String::new, |chat| chat.title))
+            }
+            Ok(_) => Err(unexpected()),
+            Err(ClientError::Refused(_)) => Ok(String::new()),
+            Err(error) => Err(error),
         }
     }
 

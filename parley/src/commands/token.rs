@@ -13,7 +13,7 @@ pub(super) fn run(args: &TokenArgs) -> Result<(), ClientError> {
     })?;
     let (token, claims) = key.sign(&args.user, unix_ms() / 1000, args.ttl, args.service).map_err(|_| {
         let limits = "1 to 64 bytes, no control characters, no space at its ends";
-        ClientError::Asked(format!("{:?} cannot be a name: {limits}", args.user))
+        ClientError::Usage(format!("{:?} cannot be a name: {limits}", args.user))
     })?;
     if args.json {
         let expires_at_ms = claims.expires_at_ms;
