@@ -151,6 +151,8 @@ pub(crate) struct Model {
     pub(crate) help: bool,
     /// Lines above the newest one that are scrolled to.
     pub(crate) scroll: usize,
+    /// Events that came below what is scrolled to.
+    pub(crate) new_below: usize,
     page_lines: usize,
     names: HashMap<UserId, String>,
     asked: HashMap<u32, Asked>,
@@ -173,6 +175,7 @@ impl Model {
             notice: None,
             help: false,
             scroll: 0,
+            new_below: 0,
             page_lines: 10,
             names: HashMap::new(),
             asked: HashMap::new(),
@@ -217,6 +220,9 @@ impl Model {
     /// A session is open.
     pub(crate) fn connected(&mut self, welcome: &Welcome) {
         self.link = Link::Up;
+        if self.me.is_some_and(|me| me != welcome.user_id) {
+            self.forget();
+        }
         self.me = Some(welcome.user_id);
         // A name does not go away; an empty one says nothing.
         if !welcome.name.is_empty() {
@@ -228,6 +234,19 @@ impl Model {
         }
     }
 
+    /// The server's store is another one: its ids mean nothing of what was shown.
+    fn forget(&mut self) {
+        self.chats.clear();
+        self.open = None;
+        self.names.clear();
+        self.asked.clear();
+        self.commands.clear();
+        self.effects.clear();
+        self.scroll = 0;
+        self.new_below = 0;
+        self.notice = Some("this server has a new history; what was here before is gone from it".to_owned());
+    }
+
     /// No session is open.
     pub(crate) fn disconnected(&mut self, why: &str, retry_in: Duration) {
         self.link = Link::Down(format!("{why}; next attempt in {} ms", retry_in.as_millis()));
@@ -237,6 +256,9 @@ impl Model {
     pub(crate) fn rendered(&mut self, lines: usize, seen: usize) {
         self.page_lines = seen.max(1);
         self.scroll = self.scroll.min(lines.saturating_sub(seen));
+        if self.scroll == 0 {
+            self.new_below = 0;
+        }
         let Some(chat_id) = self.open else { return };
         let near_top = self.scroll + seen + seen / 2 >= lines;
         let Some(chat) = self.chats.get(&chat_id) else { return };
@@ -327,7 +349,7 @@ impl Model {
                 self.act(words, now_unix_ms);
             }
             // What was typed stays, to be mended.
-            Err(what) => self.notice = Some(what),
+            Err(what) => self.notice = Some(format!("{what} (Ctrl-U clears the line)")),
         }
     }
 
@@ -484,6 +506,7 @@ impl Model {
             self.effects.push(Effect::Unsubscribe(old));
         }
         self.scroll = 0;
+        self.new_below = 0;
         let peer = self.me.and_then(|me| chat_id.peer_of(me));
         self.ask_names(peer);
         let chat = self.chats.entry(chat_id).or_default();
@@ -535,6 +558,9 @@ impl Model {
             chat.title = title.title;
         }
         chat.events.insert(seq, event);
+        if live && self.scroll > 0 && self.open == Some(chat_id) {
+            self.new_below += 1;
+        }
         while chat.events.len() > EVENTS_MAX && self.scroll == 0 && live {
             chat.events.pop_first();
             chat.older = true;

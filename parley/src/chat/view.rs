@@ -24,7 +24,7 @@ pub(crate) struct Rendered {
     pub(crate) seen: usize,
 }
 
-/// Draws everything. `now_unix_ms` tells which chats are silent.
+/// Draws everything. `now_unix_ms` tells which chats are silent and which messages have expired.
 pub(crate) fn render(frame: &mut Frame<'_>, model: &Model, now_unix_ms: u64) -> Rendered {
     let [body, status] = Layout::vertical([Constraint::Min(3), Constraint::Length(1)]).areas(frame.area());
     let list_width = if body.width < LIST_MIN_WIDTH { 0 } else { CHATS_WIDTH };
@@ -36,7 +36,7 @@ pub(crate) fn render(frame: &mut Frame<'_>, model: &Model, now_unix_ms: u64) -> 
         Layout::vertical([Constraint::Length(1), Constraint::Min(1), Constraint::Length(2)]).areas(chat);
     let label = model.open.map_or_else(|| "no chat is open".to_owned(), |chat_id| model.label(chat_id));
     frame.render_widget(Paragraph::new(label).style(Style::new().add_modifier(Modifier::BOLD)), title);
-    let rendered = render_messages(frame, model, messages);
+    let rendered = render_messages(frame, model, messages, now_unix_ms);
     render_input(frame, model, input);
     render_status(frame, model, status);
     rendered
@@ -77,10 +77,10 @@ fn render_list(frame: &mut Frame<'_>, model: &Model, area: Rect, now_unix_ms: u6
     frame.render_widget(Paragraph::new(lines), inner);
 }
 
-fn render_messages(frame: &mut Frame<'_>, model: &Model, area: Rect) -> Rendered {
+fn render_messages(frame: &mut Frame<'_>, model: &Model, area: Rect, now_unix_ms: u64) -> Rendered {
     let seen = usize::from(area.height);
     let width = usize::from(area.width);
-    let lines = if model.help { help_lines() } else { message_lines(model, width) };
+    let lines = if model.help { help_lines() } else { message_lines(model, width, now_unix_ms) };
     let scroll = model.scroll.min(lines.len().saturating_sub(seen));
     let end = lines.len() - scroll;
     let start = end.saturating_sub(seen);
@@ -96,14 +96,14 @@ fn help_lines() -> Vec<Line<'static>> {
     HELP.iter().map(|(usage, what)| Line::from(format!("{usage:<25} {what}"))).collect()
 }
 
-fn message_lines(model: &Model, width: usize) -> Vec<Line<'static>> {
+fn message_lines(model: &Model, width: usize, now_unix_ms: u64) -> Vec<Line<'static>> {
     let Some(chat) = model.open.and_then(|chat_id| model.chats.get(&chat_id)) else {
         return vec![Line::from("/dm NAME opens a chat, /help shows everything else.")];
     };
     let mut lines = Vec::new();
     let dim = Style::new().add_modifier(Modifier::DIM);
     let mut day = String::new();
-    for event in chat.events.values() {
+    for event in chat.events.values().filter(|event| !show::is_expired(event, now_unix_ms)) {
         let time = show::date_time(show::time_ms(event.message_id));
         let (date, clock) = time.split_at(10);
         if date != day {
@@ -239,6 +239,9 @@ fn render_status(frame: &mut Frame<'_>, model: &Model, area: Rect) {
     };
     let text = match &model.notice {
         Some(notice) => notice.clone(),
+        None if model.scroll > 0 && model.new_below > 0 => {
+            format!("{link} · {} new below · PageDown or Esc for the newest", model.new_below)
+        }
         None if model.scroll > 0 => format!("{link} · PageDown or Esc for the newest"),
         None => format!("{link} · /help"),
     };

@@ -55,7 +55,10 @@ pub(crate) const HELP: &[(&str, &str)] = &[
     ("/quit", "end (Ctrl-C too)"),
     ("Tab, Shift-Tab, Up, Down", "another chat"),
     ("PageUp, PageDown", "older and newer messages"),
+    ("Esc", "the newest; closes this help"),
+    ("Ctrl-U", "clears the line"),
     ("// at the start", "a message beginning with /"),
+    ("times", "are UTC"),
 ];
 
 /// What a line means, or what is wrong with it.

@@ -64,11 +64,9 @@ fn summary(chat_id: ChatId, head: u64, unread: u64) -> ChatSummary {
     }
 }
 
-/// Alice, connected.
-fn alice() -> Model {
-    let mut model = Model::new(0);
-    model.connected(&Welcome {
-        user_id: ALICE,
+fn welcome(user_id: UserId) -> Welcome {
+    Welcome {
+        user_id,
         name: "alice".to_owned(),
         resume: String::new(),
         resume_expires_at_ms: 0,
@@ -77,7 +75,13 @@ fn alice() -> Model {
         payload_bytes_max: 16_384,
         frame_bytes_max: 65_536,
         requests_in_flight_max: 16,
-    });
+    }
+}
+
+/// Alice, connected.
+fn alice() -> Model {
+    let mut model = Model::new(0);
+    model.connected(&welcome(ALICE));
     let users = [(BOB, "bob"), (CAROL, "carol")];
     let users = users.map(|(user_id, name)| UserName { user_id, name: name.to_owned() }).to_vec();
     model.frame(ServerFrame::Users(Users { request_id: u32::MAX, users }));
@@ -307,6 +311,49 @@ fn scrolling_up_reads_older_messages_and_stays_where_one_looks() {
     model.frame(ServerFrame::Event(text(group(), 151, BOB, "new")));
     press(&mut model, KeyCode::Esc);
     assert!(screen(&mut model, 80, 24).contains("bob: new"));
+}
+
+#[test]
+fn what_comes_below_while_one_reads_older_messages_is_counted() {
+    let mut model = with_chats();
+    for seq in 3..=60 {
+        model.frame(ServerFrame::Event(text(direct(), seq, BOB, &format!("message {seq}"))));
+    }
+    assert!(!screen(&mut model, 80, 24).contains("new below"));
+    press(&mut model, KeyCode::PageUp);
+    screen(&mut model, 80, 24);
+    model.frame(ServerFrame::Event(text(direct(), 61, BOB, "one")));
+    model.frame(ServerFrame::Event(text(direct(), 62, BOB, "two")));
+    let shown = screen(&mut model, 80, 24);
+    assert!(shown.contains("2 new below"), "{shown}");
+    press(&mut model, KeyCode::Esc);
+    let shown = screen(&mut model, 80, 24);
+    assert!(shown.contains("bob: two") && !shown.contains("new below"), "{shown}");
+}
+
+#[test]
+fn expired_messages_are_not_shown_and_replies_and_mentions_are() {
+    let mut model = with_chats();
+    let message = |payload: &str, expires_at_ms, reply_to, mentions| {
+        let (content_type, payload) = ("text/plain".to_owned(), payload.as_bytes().to_vec());
+        Body::Message(MessageBody { content_type, payload, expires_at_ms, reply_to, mentions, ..Default::default() })
+    };
+    let gone = message("gone already", Some(NOON_MS), None, vec![]);
+    let stays = message("still here", Some(NOON_MS + 1), Some(2), vec![ALICE, CAROL]);
+    model.frame(ServerFrame::Event(event(direct(), 3, BOB, gone)));
+    model.frame(ServerFrame::Event(event(direct(), 4, BOB, stays)));
+    let shown = screen(&mut model, 120, 24);
+    assert!(!shown.contains("gone already"), "{shown}");
+    assert!(shown.contains("bob: (reply to 2) still here (to @alice, @carol)"), "{shown}");
+}
+
+#[test]
+fn another_history_begins_with_an_empty_screen() {
+    let mut model = with_chats();
+    model.connected(&welcome(UserId(71)));
+    assert!(model.chats.is_empty() && model.open.is_none());
+    let shown = screen(&mut model, 80, 24);
+    assert!(shown.contains("this server has a new history") && !shown.contains("are you there?"), "{shown}");
 }
 
 #[test]
