@@ -347,20 +347,19 @@ impl Uring {
         if let Some(buffer) = completion.buffer() {
             self.buffers.give_back(buffer);
         }
-        match self.table.get_mut(conn) {
-            // It ended, or goes on though it should not: a cancellation may come too late for what was running.
-            Some(entry) if entry.is_alive() => {
-                if entry.receiving != entry.state.reads(entry.paused) {
-                    self.mark_rearm(conn);
-                }
+        let Some(entry) = self.table.get_mut(conn) else { return };
+        if !entry.is_alive() {
+            if !completion.more() {
+                self.finish(conn);
             }
-            Some(_) if !completion.more() => self.finish(conn),
-            _ => {}
+        } else if entry.receiving != entry.state.reads(entry.paused) {
+            // It ended, or goes on though it should not: a cancellation may miss what was just running.
+            self.mark_rearm(conn);
         }
     }
 
-    /// The cancellation of a receive has ended. The receive completes by itself; if it is missed, its next bytes lead to
-    /// another attempt.
+    /// The cancellation of a receive has ended. The receive completes by itself; if it was missed, its next bytes lead
+    /// to another attempt.
     fn on_receive_cancelled(&mut self, conn: ConnId) {
         let entry = self.table.get_mut(conn).expect("a slot outlives its operations");
         assert!(entry.cancelling, "no more completions than operations");
