@@ -260,13 +260,9 @@ fn check_claims(
     Ok(Claims { issuer: raw.iss, subject: raw.sub, name, expires_at_ms, service, development })
 }
 
-/// Whether a text can be the name of a user: 1 to [`limits::NAME_BYTES_MAX`] bytes, no control characters, no white
-/// space at its ends.
+/// Whether a text can be the name of a user.
 pub fn is_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= limits::NAME_BYTES_MAX
-        && name.trim() == name
-        && !name.chars().any(|character| character.is_control())
+    parley_protocol::check::valid_name(name)
 }
 
 #[cfg(test)]

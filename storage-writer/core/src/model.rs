@@ -141,7 +141,10 @@ impl State {
             assert!(self.uniques.get(key).is_none_or(|stored| stored == value), "unique keys are looked up before");
         }
         for user in &group.users {
-            assert!(!self.users.contains_key(&user.user_id), "user ids are never given twice");
+            if let Some(stored) = self.users.get(&user.user_id) {
+                let same = (&stored.issuer, &stored.subject) == (&user.issuer, &user.subject);
+                assert!(same && stored.name.is_empty(), "user ids are never given twice; a name is given once");
+            }
         }
     }
 

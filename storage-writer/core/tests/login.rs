@@ -5,7 +5,7 @@ mod common;
 use common::{Scripted, World, defaults};
 use parley_protocol::frame::UserName;
 use parley_protocol::link::{Ask, Reply};
-use parley_protocol::{ErrorCode, UserId};
+use parley_protocol::{ChatId, ErrorCode, UserId};
 use storage_core::model::Model;
 use storage_core::store::Outcome;
 
@@ -43,7 +43,11 @@ fn an_identity_keeps_its_user_and_its_name() {
 fn a_taken_or_bad_name_leaves_one_without() {
     let mut world = defaults();
     login(&mut world, "a", "alice");
-    for (at, name) in ["alice", "", "tab\tname", &"x".repeat(65)].into_iter().enumerate() {
+    for (at, name) in
+        ["alice", "", "tab\tname", " blank", "\u{200b}hidden", &ChatId::group(7).to_string(), &"x".repeat(65)]
+            .into_iter()
+            .enumerate()
+    {
         assert_eq!(login(&mut world, &format!("{at}"), name).name, "", "{name:?}");
     }
     assert_eq!(login(&mut world, "long", &"x".repeat(64)).name.len(), 64);
@@ -108,4 +112,61 @@ fn looking_an_identity_up_makes_no_user() {
     for (issuer, subject) in [("", ""), ("a\0b", "c"), ("https://issuer", &"s".repeat(70_000))] {
         assert_eq!(world.ask(look_up(issuer, subject)), nobody);
     }
+}
+
+#[test]
+fn who_has_no_name_gets_a_free_one_later() {
+    let mut world = defaults();
+    let alice = login(&mut world, "a", "alice");
+    let bob = login(&mut world, "b", "alice");
+    assert_eq!(bob.name, "");
+    for name in ["alice", "", " bob"] {
+        assert_eq!(login(&mut world, "b", name), bob, "{name:?}");
+    }
+    // Two at once for one name, twice: one gets it, and is answered only when that is durable.
+    let carol = login(&mut world, "c", "");
+    world.store.manual = true;
+    let numbers = ["b", "c", "b"].map(|subject| world.put(1, ask(subject, "bob")));
+    world.run();
+    assert!(numbers.iter().all(|no| world.reply(*no).is_none()));
+    let group = world.store.answer(Outcome::Durable);
+    assert_eq!((group.users.len(), group.uniques.len()), (1, 1));
+    world.run();
+    let named = UserName { name: "bob".to_owned(), ..bob };
+    let expected = [&named, &carol, &named].map(|user| Some(Reply::LoggedIn(user.clone())));
+    assert_eq!(numbers.map(|no| world.reply(no)), expected);
+    world.store.manual = false;
+    // It holds over a restart, with the inbox that was there before.
+    let chat = ChatId::direct(alice.user_id, named.user_id).unwrap();
+    world.send(chat, alice.user_id, "hi");
+    assert_eq!(login(&mut world, "c", "carol").name, "carol");
+    let state = world.store.model.state.clone();
+    let mut world = world.restart(Scripted { model: Model::open(state), ..Scripted::default() });
+    world.epoch = 1;
+    world.open_link(1);
+    assert_eq!(login(&mut world, "b", "other"), named, "a name is for good");
+    let names = ["bob", "carol", "other"].map(str::to_owned).to_vec();
+    let carol = UserName { name: "carol".to_owned(), ..carol };
+    assert_eq!(world.read(&Ask::Resolve { names }), Reply::Users(vec![named, carol.clone()]));
+    let Reply::Inbox(page) = world.ask(Ask::Inbox { user_id: carol.user_id, after: 0, limit: 9 }) else { panic!() };
+    assert_eq!(page.head, 0);
+    assert_eq!(world.send(chat, alice.user_id, "again").targets.len(), 2);
+}
+
+#[test]
+fn a_name_that_fell_with_its_group_is_free_again() {
+    let mut world = defaults();
+    let bob = login(&mut world, "b", "");
+    world.store.manual = true;
+    let no = world.put(1, ask("b", "bob"));
+    world.run();
+    world.store.answer(Outcome::Failed("no room".to_owned()));
+    world.run();
+    assert_eq!(world.reply(no), Some(Reply::Failed));
+    assert_eq!(login(&mut world, "b", "bob"), bob, "who is known logs in, without a name that cannot be stored");
+    world.tick(1_000);
+    world.store.answer(Outcome::Durable);
+    world.store.manual = false;
+    world.run();
+    assert_eq!(login(&mut world, "b", "bob").name, "bob");
 }

@@ -228,6 +228,10 @@ impl Cached for User {
 }
 
 impl User {
+    pub(super) fn is_nameless(&self) -> bool {
+        self.exists && self.name.is_empty()
+    }
+
     pub(super) fn load(stored: Option<StoredUser>) -> User {
         match stored {
             None => User::default(),

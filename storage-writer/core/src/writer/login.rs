@@ -1,10 +1,12 @@
-//! Identities and names: who logs in for the first time becomes a user, by a unique insert.
+//! Identities and names: who logs in for the first time becomes a user, by a unique insert. A user without a name gets
+//! the one that a later login asks for, if it is free.
 
 use super::Writer;
 use super::cache::{Usage, User};
 use super::jobs::{Answered, Job, Judged};
 use super::loads::{Need, UniqueState};
 use crate::store::{UserRow, identity_key, name_key};
+use parley_protocol::check::valid_name;
 use parley_protocol::frame::UserName;
 use parley_protocol::link::Reply;
 use parley_protocol::{ErrorCode, UserId, limits};
@@ -13,11 +15,6 @@ use parley_protocol::{ErrorCode, UserId, limits};
 pub(crate) fn check_identity(issuer: &str, subject: &str) -> Result<(), ErrorCode> {
     let fits = issuer.len() <= limits::TOKEN_BYTES_MAX && subject.len() <= limits::TOKEN_BYTES_MAX;
     if fits && !issuer.contains('\0') && !subject.is_empty() { Ok(()) } else { Err(ErrorCode::BadFrame) }
-}
-
-/// Whether a text can be a name.
-fn name_fits(name: &str) -> bool {
-    !name.is_empty() && name.len() <= limits::NAME_BYTES_MAX && !name.chars().any(char::is_control)
 }
 
 fn user_of(value: u128) -> UserId {
@@ -40,9 +37,13 @@ impl Writer {
         match self.unique(&identity).filter(|_| job.unique_keys.contains(&identity)) {
             None => ask(identity, needs),
             Some(UniqueState::Known(Some(value)) | UniqueState::Flight(value)) => {
-                needs.push(Need::User(user_of(value)));
+                let user_id = user_of(value);
+                needs.push(Need::User(user_id));
+                if valid_name(name) && self.users.get(user_id).is_some_and(User::is_nameless) {
+                    ask(name_key(name), needs);
+                }
             }
-            Some(_) if name_fits(name) => ask(name_key(name), needs),
+            Some(_) if valid_name(name) => ask(name_key(name), needs),
             Some(_) => {}
         }
     }
@@ -53,6 +54,9 @@ impl Writer {
         if let UniqueState::Known(Some(value)) | UniqueState::Flight(value) = known {
             let user_id = user_of(value);
             let user = self.users.get(user_id).expect("the job was prepared");
+            if user.is_nameless() && self.is_free(name) && self.phase == super::Phase::Serving {
+                return self.give_name(to, user_id, (issuer, subject, name));
+            }
             let reply = if user.exists {
                 Reply::LoggedIn(UserName { user_id, name: user.name.as_ref().to_owned() })
             } else {
@@ -73,21 +77,44 @@ impl Writer {
             Ok(id) => UserId(id),
             Err(refusal) => return self.without_id(to, refusal),
         };
-        let key = name_key(name);
-        let free = name_fits(name) && self.unique(&key) == Some(UniqueState::Known(None));
-        let name = if free { name } else { "" };
+        let name = if self.is_free(name) { name } else { "" };
         self.write_unique(identity, user_id);
-        if free {
-            self.write_unique(key, user_id);
+        self.write_user(user_id, (issuer, subject, name));
+        let usage = Usage { group_no: self.gathering.group.no, touched: self.tick, ..Usage::default() };
+        self.users.insert(user_id, User { exists: true, inbox_head: 0, name: name.into(), usage });
+        self.attach(to, Reply::LoggedIn(UserName { user_id, name: name.to_owned() }));
+        Judged::Done
+    }
+
+    /// Whether a looked-up name can be given to a user now.
+    fn is_free(&self, name: &str) -> bool {
+        valid_name(name) && self.unique(&name_key(name)) == Some(UniqueState::Known(None))
+    }
+
+    /// A known user who has no name gets this one, which is free.
+    fn give_name(&mut self, to: Answered, user_id: UserId, identity: (&str, &str, &str)) -> Judged {
+        if !self.has_room() {
+            return Judged::Stalled;
+        }
+        let name = identity.2;
+        self.write_user(user_id, identity);
+        let group_no = self.gathering.group.no;
+        let user = self.users.get_mut(user_id).expect("the job was prepared");
+        user.name = name.into();
+        user.usage.group_no = group_no;
+        self.attach(to, Reply::LoggedIn(UserName { user_id, name: name.to_owned() }));
+        Judged::Done
+    }
+
+    /// Puts a user's row into the group, and its name if it has one.
+    fn write_user(&mut self, user_id: UserId, (issuer, subject, name): (&str, &str, &str)) {
+        if !name.is_empty() {
+            self.write_unique(name_key(name), user_id);
         }
         let row = UserRow { user_id, name: name.to_owned(), issuer: issuer.to_owned(), subject: subject.to_owned() };
         self.gathering.bytes += issuer.len() + subject.len() + 2 * name.len();
         self.gathering.commands += 1;
         self.gathering.group.users.push(row);
-        let usage = Usage { group_no: self.gathering.group.no, touched: self.tick, ..Usage::default() };
-        self.users.insert(user_id, User { exists: true, inbox_head: 0, name: name.into(), usage });
-        self.attach(to, Reply::LoggedIn(UserName { user_id, name: name.to_owned() }));
-        Judged::Done
     }
 
     fn write_unique(&mut self, key: String, user_id: UserId) {
