@@ -47,6 +47,31 @@ fn a_restart_keeps_everything_and_readers_see_what_is_confirmed() {
 }
 
 #[test]
+fn commands_from_before_a_start_are_known_after_its_scan() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = Opened::open(dir.path()).unwrap();
+    for no in 1..=4 {
+        assert_eq!(opened.commit(messages(no, no * 1_000 - 999, no * 1_000)), Outcome::Durable);
+    }
+    drop(opened);
+    let mut opened = Opened::open(dir.path()).unwrap();
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while !opened.store.names_are_whole() {
+        assert!(std::time::Instant::now() < until, "the scan does not end");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for seq in 1..=4_010 {
+        let name = messages(1, seq, seq).appends[0].commands[0].name;
+        let StoreResult::Found(found) = opened.ask(StoreRequest::FindCommand(name)) else { panic!() };
+        assert_eq!(found.map(|row| row.seq), (seq <= 4_000).then_some(seq));
+    }
+    // One that is stored after the scan is known too.
+    assert_eq!(opened.commit(messages(1, 4_001, 4_001)), Outcome::Durable);
+    let name = messages(1, 4_001, 4_001).appends[0].commands[0].name;
+    assert!(matches!(opened.ask(StoreRequest::FindCommand(name)), StoreResult::Found(Some(_))));
+}
+
+#[test]
 fn a_group_waits_for_the_one_before_it_and_counts_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut opened = Opened::open(dir.path()).unwrap();

@@ -109,6 +109,12 @@ impl EmbeddedStore {
         self.views.clone()
     }
 
+    /// Whether the names of all stored commands are in memory, so that a new command costs no search. They are read in
+    /// the background from the start on.
+    pub fn names_are_whole(&self) -> bool {
+        self.names.are_whole()
+    }
+
     /// Changes how much room must be free, bytes.
     pub fn set_disk_reserve(&mut self, bytes: u64) {
         self.disk_reserve_bytes = bytes;

@@ -9,7 +9,7 @@ use parley_protocol::partition::split_mix_64;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use storage_core::store::CommandName;
+use storage_core::store::{CommandName, ReadError};
 
 /// A block is a cache line.
 const BLOCK_WORDS: usize = 8;
@@ -53,6 +53,30 @@ impl Filter {
         }
     }
 
+    /// Puts in every name whose key `scan` visits. A key that names no command belongs to one that nobody knows now: the
+    /// filter would deny it, so it is not whole then.
+    fn fill(
+        &self,
+        scan: impl FnOnce(&mut dyn FnMut(&[u8]) -> bool) -> Result<bool, ReadError>,
+    ) -> Result<(), ReadError> {
+        let (mut left, mut damaged) = (SCAN_STEP, 0_u64);
+        let finished = scan(&mut |key| {
+            match layout::parse_command_key(key) {
+                Some(name) => self.insert(&name),
+                None => damaged += 1,
+            }
+            left = left.checked_sub(1).unwrap_or(SCAN_STEP);
+            left != SCAN_STEP || !self.stop.load(Ordering::Relaxed)
+        })?;
+        if damaged > 0 {
+            return Err(ReadError(format!("{damaged} keys of commands are damaged")));
+        }
+        if finished {
+            self.whole.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
     fn may_hold(&self, name: &CommandName) -> bool {
         let (block, bits) = self.place(name);
         Self::probes(bits).all(|(word, mask)| self.words[block + word].load(Ordering::Relaxed) & mask != 0)
@@ -80,18 +104,8 @@ impl Names {
         let mut names = Self::new(bytes);
         let filter = names.filter.clone();
         let scan = std::thread::Builder::new().name("names".to_owned()).spawn(move || {
-            let mut left = SCAN_STEP;
-            let stopped = view.for_each_command_key(|key| {
-                if let Some(name) = layout::parse_command_key(key) {
-                    filter.insert(&name);
-                }
-                left = left.checked_sub(1).unwrap_or(SCAN_STEP);
-                left != SCAN_STEP || !filter.stop.load(Ordering::Relaxed)
-            });
-            match stopped {
-                Ok(true) => filter.whole.store(true, Ordering::Release),
-                Ok(false) => {}
-                Err(error) => tracing::warn!("every new command costs a search until the next start: {error}"),
+            if let Err(error) = filter.fill(|visit| view.for_each_command_key(visit)) {
+                tracing::warn!("every new command costs a search until the next start: {error}");
             }
         });
         match scan {
@@ -101,6 +115,11 @@ impl Names {
         names
     }
 
+    /// Whether the names from before this start are all in: until then, every question is "look".
+    pub(super) fn are_whole(&self) -> bool {
+        self.filter.whole.load(Ordering::Acquire)
+    }
+
     /// A name is about to be stored.
     pub(super) fn insert(&self, name: &CommandName) {
         self.filter.insert(name);
@@ -108,7 +127,7 @@ impl Names {
 
     /// False: the name is certainly not stored.
     pub(super) fn may_hold(&self, name: &CommandName) -> bool {
-        !self.filter.whole.load(Ordering::Acquire) || self.filter.may_hold(name)
+        !self.are_whole() || self.filter.may_hold(name)
     }
 }
 
@@ -143,6 +162,30 @@ mod tests {
         assert!((0..10_000).all(|n| names.may_hold(&name(n))));
         let wrong = (10_000..30_000).filter(|n| names.may_hold(&name(*n))).count();
         assert!(wrong < 400, "{wrong} of 20,000 are looked up for nothing");
+    }
+
+    #[test]
+    fn a_filter_that_missed_a_name_denies_none() {
+        let keys: Vec<Vec<u8>> = (0..10).map(|n| layout::command_key(&name(n)).to_vec()).collect();
+        let fill = |keys: &[Vec<u8>], end: Result<bool, ReadError>| {
+            let names = Names::new(1 << 10);
+            let filled = names.filter.fill(|visit| {
+                assert!(keys.iter().all(|key| visit(key)));
+                end
+            });
+            (names, filled.is_ok())
+        };
+        let (names, whole) = fill(&keys, Ok(true));
+        assert!(whole && names.are_whole() && (0..10).all(|n| names.may_hold(&name(n))));
+        assert!(!(10..1_000).all(|n| names.may_hold(&name(n))));
+        let mut damaged = keys.clone();
+        damaged[4][3] ^= 1;
+        let failed = Err(ReadError("block 7".to_owned()));
+        for (keys, end, ok) in [(&damaged, Ok(true), false), (&keys, failed, false), (&keys, Ok(false), true)] {
+            let (names, filled) = fill(keys, end);
+            assert_eq!((names.are_whole(), filled), (false, ok));
+            assert!((0..1_000).all(|n| names.may_hold(&name(n))));
+        }
     }
 
     #[test]
