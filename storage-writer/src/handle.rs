@@ -113,7 +113,8 @@ pub fn run(options: Options) -> Result<Handle, Error> {
 }
 
 impl Handle {
-    /// How the writer is, at most a fraction of a second ago.
+    /// How the writer is, at most a fraction of a second ago. Once damaged data was met it is not ready until it is
+    /// started again, though commands that do not touch the damage are taken.
     pub fn status(&self) -> Status {
         if let Some(failure) = self.failure() {
             return Status { ready: false, reason: Some(failure.to_string()), ..Status::default() };
@@ -158,7 +159,7 @@ impl Handle {
         let status = self.status();
         let (shell, reads) = (&self.shared.metrics, &self.read_metrics);
         let gauges = [
-            ("parley_writer_ready", "Whether commands are taken.", u64::from(status.ready)),
+            ("parley_writer_ready", "Whether commands are taken and no damaged data was met.", u64::from(status.ready)),
             ("parley_writer_links", "Open links.", status.links as u64),
             ("parley_writer_groups_in_flight", "Groups that the store works on.", status.groups_in_flight as u64),
             ("parley_writer_gathered_commands", "Commands that gather.", status.gathered_commands as u64),
@@ -175,6 +176,7 @@ impl Handle {
             ("parley_writer_reads_total", "Reads asked for.", reads.reads.get()),
             ("parley_writer_reads_coalesced_total", "Reads that joined a waiting one.", reads.coalesced.get()),
             ("parley_writer_reads_refused_total", "Reads refused.", reads.refused.get()),
+            ("parley_writer_reads_damaged_total", "Reads that met damaged data.", reads.damaged.get()),
             ("parley_writer_link_bytes_in_total", "Bytes from gateways.", shell.bytes_in.get()),
             ("parley_writer_link_bytes_out_total", "Bytes to gateways.", shell.bytes_out.get()),
         ];

@@ -6,6 +6,7 @@ use crate::metrics::Counter;
 use crate::store::embedded::Views;
 use crate::wake::{PanicEndsProcess, Wake};
 use hashbrown::HashMap;
+use parley_protocol::ErrorCode;
 use parley_protocol::link::{Answer, Ask, Reply, ToGateway};
 use parley_protocol::wire::{encode_record, to_rkyv};
 use std::collections::VecDeque;
@@ -29,6 +30,8 @@ pub(crate) struct ReadMetrics {
     pub(crate) coalesced: Counter,
     /// Of them, those refused because too many waited.
     pub(crate) refused: Counter,
+    /// Reads done that met damaged data; those that joined one are not counted.
+    pub(crate) damaged: Counter,
 }
 
 type Key = Arc<[u8]>;
@@ -84,8 +87,9 @@ impl Readers {
         let mut readers = Self { shared, threads: Vec::new(), reads_max, metrics };
         for index in 0..threads {
             let (shared, options, views) = (readers.shared.clone(), options.clone(), views.clone());
+            let metrics = readers.metrics.clone();
             let thread = std::thread::Builder::new().name(format!("reader-{index}"));
-            readers.threads.push(thread.spawn(move || serve(&shared, &options, &views))?);
+            readers.threads.push(thread.spawn(move || serve(&shared, &options, &views, &metrics))?);
         }
         Ok(readers)
     }
@@ -96,7 +100,7 @@ impl Readers {
         let mut state = self.shared.lock();
         if state.outstanding >= self.reads_max {
             self.metrics.refused.add(1);
-            let reply = Reply::Refused(parley_protocol::ErrorCode::Unavailable);
+            let reply = Reply::Refused(ErrorCode::Unavailable);
             return Err(ToGateway::Answer(Answer { no, reply }));
         }
         state.outstanding += 1;
@@ -129,6 +133,11 @@ impl Readers {
         }
     }
 
+    /// Whether a read met damaged data since the start.
+    pub(crate) fn met_damage(&self) -> bool {
+        self.metrics.damaged.get() > 0
+    }
+
     /// Requests without an answer yet.
     pub(crate) fn outstanding(&self) -> usize {
         self.shared.lock().outstanding
@@ -146,7 +155,7 @@ impl Drop for Readers {
     }
 }
 
-fn serve(shared: &Shared, options: &ReadOptions, views: &Views) {
+fn serve(shared: &Shared, options: &ReadOptions, views: &Views, metrics: &ReadMetrics) {
     let _guard = PanicEndsProcess("reader");
     loop {
         let mut state = shared.lock();
@@ -165,6 +174,9 @@ fn serve(shared: &Shared, options: &ReadOptions, views: &Views) {
         let view = views.newest();
         let reply = answer(&*view, options, &read.ask);
         drop(view);
+        if reply == Reply::Refused(ErrorCode::Damaged) {
+            metrics.damaged.add(1);
+        }
         let mut record = ToGateway::Answer(Answer { no: 0, reply });
         let mut answers = Vec::with_capacity(read.asked.len());
         for (link, number) in read.asked {

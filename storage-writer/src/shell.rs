@@ -9,8 +9,8 @@ use crate::options::Options;
 use crate::readers::{Answers, Readers};
 use crate::store::embedded::EmbeddedStore;
 use hashbrown::HashMap;
-use parley_protocol::limits;
-use parley_protocol::link::{Ask, ToGateway, ToWriter};
+use parley_protocol::link::{Answer, Ask, Reply, ToGateway, ToWriter};
+use parley_protocol::{ErrorCode, limits};
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventData, EventFlags};
 use std::os::fd::OwnedFd;
@@ -35,6 +35,9 @@ const ACCEPT_PAUSE_MS: u64 = 1_000;
 /// Status and gauges are written at the most this often, milliseconds; and at once when readiness changes.
 const STATUS_INTERVAL_MS: u64 = 100;
 
+/// The log says where, unless rows contradict each other: then only a check of the whole store can.
+const DAMAGE_MET: &str = "damaged data was met: run parley check-store";
+
 pub(crate) struct Shell {
     pub(crate) options: Options,
     pub(crate) shared: Arc<Shared>,
@@ -55,6 +58,8 @@ pub(crate) struct Shell {
     status_at: u64,
     /// The status that is shown is not the newest.
     status_old: bool,
+    /// A request was answered `damaged`, here or by a reader: it stays so until somebody looks and starts it again.
+    damage_met: bool,
     /// Nothing is accepted before.
     accept_at: Option<u64>,
     done: Vec<(OpId, StoreResult)>,
@@ -88,6 +93,7 @@ impl Shell {
             stop_at: None,
             status_at: 0,
             status_old: false,
+            damage_met: false,
             accept_at: None,
             done: Vec::new(),
             answers: Vec::new(),
@@ -308,7 +314,12 @@ impl Shell {
                 }
                 self.store.submit(op, request);
             }
-            Action::Send { link: id, record } => self.send(id, &record),
+            Action::Send { link: id, record } => {
+                if let ToGateway::Answer(Answer { reply: Reply::Refused(ErrorCode::Damaged), .. }) = &record {
+                    self.damage_met = true;
+                }
+                self.send(id, &record);
+            }
             Action::Read { link: id, no, ask } => {
                 if let Err(refusal) = self.readers.ask(id, no, ask) {
                     self.send(id, &refusal);
@@ -402,7 +413,12 @@ impl Shell {
     fn show_status(&mut self) {
         let mono_ms = self.mono_ms();
         let mut shown = self.shared.status.lock().expect("no holder of the status panics");
-        let status = self.writer.status();
+        let mut status = self.writer.status();
+        self.damage_met |= self.readers.met_damage();
+        if status.ready && self.damage_met {
+            status.ready = false;
+            status.reason = Some(DAMAGE_MET.to_owned());
+        }
         if mono_ms < self.status_at && status.ready == shown.ready && status.reason == shown.reason {
             self.status_old = status != *shown;
             return;

@@ -8,6 +8,7 @@ use parley_protocol::{ChatId, ErrorCode};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use storage_core::store::{EntryRow, Outcome, UserRow};
 use storage_writer::store::embedded::OpenError;
 use storage_writer::store::embedded::check::check_store;
 use storage_writer::{Error, Handle, Options, run};
@@ -297,4 +298,42 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed() {
         assert_eq!(kept.get(event.seq as usize - 1), Some(event));
     }
     handle.stop().unwrap();
+}
+
+/// A store in which Bob's third entry names no event, and the log of the chat has a hole at 4.
+fn damage(dir: &Path) {
+    let mut opened = common::Opened::open(dir).unwrap();
+    let mut group = common::messages(1, 1, 3);
+    group.appends[0].entries[5].row = EntryRow::Event { chat_id: common::chat(), seq: 9 };
+    let user = |user_id, name: &str| {
+        let (issuer, subject) = ("test".to_owned(), name.to_owned());
+        UserRow { user_id, name: name.to_owned(), issuer, subject }
+    };
+    group.users = vec![user(common::ALICE, "alice"), user(common::BOB, "bob")];
+    assert_eq!(opened.commit(group), Outcome::Durable);
+    assert_eq!(opened.commit(common::messages(2, 5, 5)), Outcome::Durable);
+}
+
+#[test]
+fn damage_that_a_reader_or_a_load_met_is_shown_until_the_next_start_and_commands_go_on() {
+    let dir = tempfile::tempdir().unwrap();
+    damage(dir.path());
+    let asks = [Ask::Inbox { user_id: common::BOB, after: 0, limit: 9 }, Ask::LoadChat { chat_id: common::chat() }];
+    for (round, ask) in (1..).zip(asks) {
+        let handle = start(dir.path());
+        let mut client = Client::open(&socket(dir.path()), 7);
+        let carol = client.login("carol");
+        client.open_chat(common::chat());
+        let before = handle.status();
+        assert_eq!((before.ready, before.reason), (true, None), "nobody met it yet");
+        assert_eq!(client.ask(ask), Reply::Refused(ErrorCode::Damaged));
+        // Shown before the answer to whatever is asked next.
+        let chat = ChatId::direct(carol, client.login("dave")).unwrap();
+        client.open_chat(chat);
+        client.say(chat, carol, round, "still taken");
+        let after = handle.status();
+        assert!(!after.ready && after.reason.as_deref().unwrap().contains("check-store"), "{after:?}");
+        assert_eq!(client.status, Some((true, String::new())), "gateways go on");
+        handle.stop().unwrap();
+    }
 }
