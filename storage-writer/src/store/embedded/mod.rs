@@ -158,6 +158,8 @@ impl EmbeddedStore {
                 self.metrics.rows.add(batch.len() as u64);
                 batch.commit().map_err(|error| format!("{}: {error}", self.engine_dir.display()))
             });
+            // A full disk is no exception here: whatever failed, part of the group may be in the journal, and fjall takes
+            // no write after it (`Error::Poisoned`). The room is looked at before, in `admit`.
             if let Err(text) = written {
                 self.broken = Some(text.clone());
                 self.done.push((op, StoreResult::Committed(Outcome::Broken(text))));
