@@ -249,6 +249,10 @@ impl Model {
 
     /// No session is open.
     pub(crate) fn disconnected(&mut self, why: &str, retry_in: Duration) {
+        // An old notice must not hide it.
+        if self.link == Link::Up {
+            self.notice = None;
+        }
         self.link = Link::Down(format!("{why}; next attempt in {} ms", retry_in.as_millis()));
     }
 

@@ -410,14 +410,16 @@ impl Session {
                 let had_ticket = self.ticket.take().is_some();
                 let signs = self.options.who.signs();
                 if self.options.who.reload() {
+                    // A new key is worth an attempt at once.
                     self.refused_logins = 0;
+                    self.reconnect_delay = Some(Duration::ZERO);
                 }
                 self.refused_logins += 1;
                 if self.refused_logins < REFUSED_LOGINS_MAX && (had_ticket || signs) {
                     self.down(what, false);
                 } else if signs && self.options.mode == Mode::Live && self.me.is_some() {
                     // Somebody looks at it and has something open: it waits for the key to be right again.
-                    self.down(format!("{what}; {}", self.options.who.advice()), true);
+                    self.down(format!("{}: {what}", self.options.who.advice()), true);
                 } else {
                     return Err(ClientError::Unauthenticated(reason));
                 }

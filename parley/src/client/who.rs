@@ -55,7 +55,7 @@ impl Who {
     pub(crate) fn advice(&self) -> String {
         match self {
             Who::Name { data, .. } => {
-                format!("its key is not the one in {}: --data must name the running server's directory", data.display())
+                format!("--data {} is not the running server's directory", data.display())
             }
             Who::Token(_) => "get a new token".to_owned(),
         }
@@ -80,4 +80,23 @@ fn subject(token: &str) -> Option<String> {
     let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
     let claims: serde_json::Value = serde_json::from_slice(&claims).ok()?;
     Some(format!("{}/{}", claims.get("iss")?.as_str()?, claims.get("sub")?.as_str()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_read_again_and_told_from_the_one_before() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let key = || Box::new(DevKey::load_or_create(dir.path()).expect("a key"));
+        let mut who = Who::Name { key: key(), name: "alice".to_owned(), data: dir.path().to_owned() };
+        assert!(!who.reload(), "the same key");
+        std::fs::remove_file(dir.path().join("dev-key.json")).expect("removed");
+        assert!(!who.reload(), "no key is no other key");
+        key();
+        assert!(who.reload());
+        assert!(!who.reload());
+        assert!(!Who::Token("a.b.c".to_owned()).reload());
+    }
 }

@@ -221,10 +221,15 @@ fn a_device_begins_anew_where_the_server_lost_its_history() {
     server.start();
     // A command without a position tells nothing to the device that has one.
     parley(&server, &["chats", "--as", "bob"]);
-    parley(&server, &["send", "--as", "alice", "--to", "bob", "a new life"]);
+    // More than there were before: the old mark would hide three of them and look right.
+    let new = ["four", "five", "six", "seven"];
+    for text in new {
+        parley(&server, &["send", "--as", "alice", "--to", "bob", text]);
+    }
     let found = parley(&server, &tail[..4]);
     assert!(found.contains("this server has a new history: beginning at its start"), "{found}");
-    assert!(found.lines().any(|line| line.ends_with(": a new life")), "{found}");
+    let printed: Vec<&str> = found.lines().filter(|line| !line.starts_with("parley:")).collect();
+    assert_eq!(texts(&printed.join("\n")), new);
     assert_eq!(parley(&server, &tail[..4]), "");
 }
 

@@ -369,6 +369,8 @@ fn memory_for_one_chat_is_bounded() {
 #[test]
 fn a_lost_connection_shows_and_ends() {
     let mut model = with_chats();
+    enter(&mut model, "/dance");
+    model.line.clear();
     model.disconnected("connection refused", Duration::from_millis(50));
     assert!(screen(&mut model, 80, 24).contains("reconnecting: connection refused"));
     enter(&mut model, "said meanwhile");
