@@ -169,6 +169,8 @@ impl Follow {
         match self.known.get(&chat_id).copied() {
             Some(known) if seq <= known => {}
             Some(known) if seq > known + 1 => self.open_fill(chat_id, known, seq, Some(event), &mut outcome),
+            // The list that is under way has not named this chat yet; what lies before the event was truncated with it.
+            None if self.truncated && seq > 1 => self.open_fill(chat_id, 0, seq, Some(event), &mut outcome),
             _ => self.emit(event, &mut outcome),
         }
         outcome

@@ -263,11 +263,21 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(status.code(), Some(1), "{status}");
 }
 
-/// The preset of 5 s and 30 s, scaled by ten.
+/// The preset of mobile networks that drop idle connections.
+#[test]
+fn silence_ends_a_session_and_pings_keep_it_at_5_s_and_30_s() {
+    silence_ends_a_session(5_000, 30_000);
+}
+
 #[test]
 fn silence_ends_a_session_and_pings_keep_it() {
-    let settings =
-        Settings::new().gateway("session.heartbeat_interval_ms", 500).gateway("session.heartbeat_timeout_ms", 3_000);
+    silence_ends_a_session(500, 3_000);
+}
+
+fn silence_ends_a_session(interval_ms: u32, timeout_ms: u64) {
+    let settings = Settings::new()
+        .gateway("session.heartbeat_interval_ms", interval_ms)
+        .gateway("session.heartbeat_timeout_ms", timeout_ms);
     let server = Server::up_with(settings);
     let mut silent = server.device("alice", JSON);
     let mut frames = server.device("bob", RKYV);
@@ -275,9 +285,9 @@ fn silence_ends_a_session_and_pings_keep_it() {
     let token = server.target().token("dave", 3_600, false);
     let mut told = Device::new(&server.target(), "dave", JSON);
     let hello = told.hello(Some(token), None);
-    assert_eq!(told.open(hello).expect("welcome").heartbeat_interval_ms, 500);
+    assert_eq!(told.open(hello).expect("welcome").heartbeat_interval_ms, interval_ms);
     while silent.closed.is_none() {
-        silent.read_for(Duration::from_millis(100));
+        silent.read_for(Duration::from_millis(u64::from(interval_ms) / 5));
         frames.sync();
         pings.ws_ping();
         pings.drain();

@@ -145,3 +145,13 @@ fn marks_do_not_count_from_a_connection_that_broke() {
     assert_eq!(seqs(&follow.filled(page(5, 8, false))), [5, 6, 7, 8]);
     assert_eq!(follow.mark(), Some(10), "the stream starts again above 10");
 }
+
+#[test]
+fn a_chat_that_is_met_live_while_the_list_is_under_way_is_read_from_its_start() {
+    let mut follow = Follow::new(Some(5), BTreeMap::new());
+    follow.connected(ME);
+    assert!(follow.truncated(20_000).list);
+    let live = follow.event(event(50));
+    assert_eq!((live.fetch.as_slice(), live.events.len()), ([(chat(), 0)].as_slice(), 0));
+    assert_eq!(seqs(&follow.filled(page(1, 50, false))), (1..=50).collect::<Vec<_>>());
+}
