@@ -1,19 +1,17 @@
-//! A session's input: bytes to frames, frames to requests. A frame that finds no room parks, its socket is not read
-//! until there is some, and nothing of it is lost.
+//! A session's bytes: input to frames, frames to its outbox, its end. A frame that finds no room parks, what follows it
+//! waits, and nothing of it is lost. What a frame means is next door, in `requests`.
 
+use super::requests::Taken;
 use super::session::{Conn, Lobby, Parked, Session, Stage, Wait};
 use super::streams::flush_beside;
-use super::{Out, Shard, Tag, Timer};
+use super::{Out, Shard, Timer};
 use crate::fan;
-use crate::mesh::{HomeAsk, Mesh, Origin};
 use crate::output::{ConnId, Output};
 use crate::time::Now;
 use crate::ws::{self, Decoder, Event};
-use parley_protocol::check::check_envelope;
-use parley_protocol::frame::{self, Pong, ServerFrame};
-use parley_protocol::link::{Action, Ask, Command};
+use parley_protocol::frame::{self, ServerFrame};
 use parley_protocol::wire::{self, Encoding};
-use parley_protocol::{ChatId, ClientFrame, ErrorCode, UserId, close, limits, partition};
+use parley_protocol::{ClientFrame, close};
 
 /// What a parked session may send ahead before its socket is not read any more. Parking is short and most clients send
 /// little: stopping to read, and starting again, costs more than keeping a few frames.
@@ -21,13 +19,6 @@ const STASH_BYTES_PAUSE: usize = 8 << 10;
 /// What may come after that: the shell had read it already when it heard of the pause. A client that sends more than this
 /// beyond its `requests_in_flight_max` is closed.
 const STASH_BYTES_MAX: usize = 1 << 20;
-
-/// What became of a frame.
-enum Taken {
-    Done,
-    /// It needs room that is not there.
-    Wait(ClientFrame, Wait),
-}
 
 impl Shard {
     pub(super) fn session_data(&mut self, now: Now, conn: ConnId, data: &mut [u8], out: &mut Out) {
@@ -161,256 +152,6 @@ impl Shard {
         }
     }
 
-    /// Acts on one frame, or says what it waits for.
-    fn take_frame(&mut self, now: Now, conn: ConnId, frame: ClientFrame, out: &mut Out) -> Taken {
-        let (outbox_bytes_max, requests_max) = (self.options.outbox_bytes_max, self.options.requests_in_flight_max);
-        let Some(session) = self.session(conn) else { return Taken::Done };
-        if session.closing || session.draining {
-            return Taken::Done;
-        }
-        if session.queued > outbox_bytes_max {
-            return Taken::Wait(frame, Wait::Outbox);
-        }
-        if session.requests >= requests_max {
-            return Taken::Wait(frame, Wait::Answers);
-        }
-        if let Err((code, message)) = frame.check() {
-            self.error(conn, frame.error(code, message), out);
-            return Taken::Done;
-        }
-        match frame {
-            ClientFrame::Send(_) | ClientFrame::GroupChange(_) => self.command(now, conn, frame, out),
-            ClientFrame::GroupCreate(_) => self.create_group(now, conn, frame, out),
-            ClientFrame::Delivered(at) => {
-                let (chat_id, delivered_seq) = (at.chat_id, at.seq);
-                self.ask_home(now, conn, HomeAsk::Marks { chat_id, delivered_seq, read_seq: 0 }, frame, out)
-            }
-            ClientFrame::Read(at) => {
-                let (chat_id, read_seq) = (at.chat_id, at.seq);
-                self.ask_home(now, conn, HomeAsk::Marks { chat_id, delivered_seq: 0, read_seq }, frame, out)
-            }
-            ClientFrame::Subscribe(chat) => self.subscribe(now, conn, chat.chat_id, frame, out),
-            ClientFrame::Unsubscribe(chat) => {
-                self.unsubscribe(now, conn, chat.chat_id, out);
-                Taken::Done
-            }
-            ClientFrame::Ping(ping) => {
-                self.send_mark(conn, out);
-                self.send(conn, &ServerFrame::Pong(Pong { nonce: ping.nonce }), out);
-                Taken::Done
-            }
-            ClientFrame::Renew(_) => self.renew(now, conn, frame, out),
-            ClientFrame::DeviceEnd(_) => self.device_end(conn, frame, out),
-            ClientFrame::Hello(_) => {
-                self.violation(conn, 1008, "Hello comes once", out);
-                Taken::Done
-            }
-            _ => self.ask_page(now, conn, frame, out),
-        }
-    }
-
-    /// A command for a chat's log, through its home.
-    fn command(&mut self, now: Now, conn: ConnId, frame: ClientFrame, out: &mut Out) -> Taken {
-        let payload_bytes_max = self.options.payload_bytes_max;
-        if let ClientFrame::Send(send) = &frame
-            && let Err((code, message)) = check_envelope(&send.envelope, payload_bytes_max)
-        {
-            self.error(conn, frame.error(code, message), out);
-            return Taken::Done;
-        }
-        let chat_id = frame.chat_id().expect("commands for homes name their chat");
-        let target = partition::shard(partition::of_chat(chat_id), self.options.shards);
-        // Judged before the credit is taken, and the rate last: a frame that waits is not charged twice.
-        if !self.credits.take(target) {
-            return Taken::Wait(frame, Wait::Credit(target));
-        }
-        if let Err(refused) = self.charge(now, conn, &frame) {
-            self.credits.give(target);
-            self.error(conn, refused, out);
-            return Taken::Done;
-        }
-        let Some(session) = self.session(conn) else { return Taken::Done };
-        session.requests += 1;
-        let sender = session.user_id;
-        let (client_msg_id, action) = match frame {
-            ClientFrame::Send(send) => (send.client_msg_id, Action::Send(send.envelope)),
-            ClientFrame::GroupChange(change) => (change.client_msg_id, Action::Change(change.change)),
-            _ => unreachable!("take_frame sends these two here"),
-        };
-        let command = Command { chat_id: Some(chat_id), sender, client_msg_id, action };
-        self.ask_shard(target, conn, sender, HomeAsk::Command(command), out);
-        Taken::Done
-    }
-
-    fn create_group(&mut self, now: Now, conn: ConnId, frame: ClientFrame, out: &mut Out) -> Taken {
-        let own = self.options.shard;
-        if !self.credits.take(own) {
-            return Taken::Wait(frame, Wait::Credit(own));
-        }
-        if let Err(refused) = self.charge(now, conn, &frame) {
-            self.credits.give(own);
-            self.error(conn, refused, out);
-            return Taken::Done;
-        }
-        let ClientFrame::GroupCreate(create) = frame else { return Taken::Done };
-        let Some(session) = self.session(conn) else { return Taken::Done };
-        session.requests += 1;
-        let command = Command {
-            chat_id: None,
-            sender: session.user_id,
-            client_msg_id: create.client_msg_id,
-            action: Action::Create { title: create.title, members: create.members },
-        };
-        self.link.ask(Ask::Command(command), Tag::Create { conn, client_msg_id: create.client_msg_id });
-        Taken::Done
-    }
-
-    /// Charges a request to the session's rate, or makes the refusal.
-    fn charge(&mut self, now: Now, conn: ConnId, frame: &ClientFrame) -> Result<(), frame::Error> {
-        let (per_s, burst) = (self.options.rate_per_s, self.options.rate_burst);
-        let Some(session) = self.session(conn) else { return Ok(()) };
-        session.rate.take(now.mono_ms, per_s, burst).map_err(|retry_after_ms| frame::Error {
-            retry_after_ms: Some(retry_after_ms),
-            ..frame.error(ErrorCode::RateLimited, "too fast")
-        })
-    }
-
-    fn ask_home(&mut self, now: Now, conn: ConnId, ask: HomeAsk, frame: ClientFrame, out: &mut Out) -> Taken {
-        let target = partition::shard(partition::of_chat(ask.chat_id()), self.options.shards);
-        if !self.credits.take(target) {
-            return Taken::Wait(frame, Wait::Credit(target));
-        }
-        if let Err(refused) = self.charge(now, conn, &frame) {
-            self.credits.give(target);
-            self.error(conn, refused, out);
-            return Taken::Done;
-        }
-        let Some(session) = self.session(conn) else { return Taken::Done };
-        session.requests += 1;
-        let user_id = session.user_id;
-        self.ask_shard(target, conn, user_id, ask, out);
-        Taken::Done
-    }
-
-    fn ask_shard(&mut self, target: u16, conn: ConnId, user_id: UserId, ask: HomeAsk, out: &mut Out) {
-        let origin = Origin { shard: self.options.shard, conn, user_id };
-        let message = Mesh::Ask { origin, ask };
-        if target == self.options.shard {
-            self.local.push_back(message);
-        } else {
-            out.push(Output::Mesh { shard: target, message });
-        }
-    }
-
-    fn subscribe(&mut self, now: Now, conn: ConnId, chat_id: ChatId, frame: ClientFrame, out: &mut Out) -> Taken {
-        let subscriptions_max = self.options.subscriptions_max;
-        let Some(session) = self.session(conn) else { return Taken::Done };
-        if session.subscriptions.len() >= subscriptions_max && !session.subscriptions.contains(&chat_id) {
-            self.error(conn, frame.error(ErrorCode::TooMany, "unsubscribe from another chat first"), out);
-            return Taken::Done;
-        }
-        self.ask_home(now, conn, HomeAsk::Subscribe { chat_id }, frame, out)
-    }
-
-    /// Reads that go straight to the storage tier.
-    fn ask_page(&mut self, now: Now, conn: ConnId, frame: ClientFrame, out: &mut Out) -> Taken {
-        let own = self.options.shard;
-        if !self.credits.take(own) {
-            return Taken::Wait(frame, Wait::Credit(own));
-        }
-        if let Err(refused) = self.charge(now, conn, &frame) {
-            self.credits.give(own);
-            self.error(conn, refused, out);
-            return Taken::Done;
-        }
-        let Some(session) = self.session(conn) else { return Taken::Done };
-        let user_id = session.user_id;
-        let page = |limit: u32, max: u32| if limit == 0 { max } else { limit.min(max) };
-        let ask = match &frame {
-            ClientFrame::Chats(chats) => {
-                let limit = page(chats.limit, limits::CHATS_PAGE_MAX);
-                Ask::Chats { user_id, after: chats.after, limit }
-            }
-            ClientFrame::History(history) => Ask::History {
-                user_id,
-                chat_id: history.chat_id,
-                before: history.before,
-                after: history.after,
-                limit: page(history.limit, limits::HISTORY_PAGE_MAX),
-            },
-            ClientFrame::Members(members) => Ask::Members {
-                user_id,
-                chat_id: members.chat_id,
-                after: members.after,
-                limit: page(members.limit, limits::MEMBERS_PAGE_MAX),
-            },
-            ClientFrame::Resolve(resolve) => Ask::Resolve { names: resolve.names.clone() },
-            ClientFrame::Profiles(profiles) => Ask::Profiles { users: profiles.users.clone() },
-            ClientFrame::Mute(mute) => Ask::Mute { chat_id: mute.chat_id, user_id, until_ms: mute.until_ms },
-            _ => unreachable!("take_frame sends only reads and mutes here"),
-        };
-        session.requests += 1;
-        let tag = match frame.request_id() {
-            Some(request_id) => Tag::Page { conn, request_id, chat_id: frame.chat_id() },
-            None => Tag::Mute { conn, chat_id: frame.chat_id().expect("a mute names its chat") },
-        };
-        self.link.ask(ask, tag);
-        Taken::Done
-    }
-
-    fn renew(&mut self, now: Now, conn: ConnId, frame: ClientFrame, out: &mut Out) -> Taken {
-        let own = self.options.shard;
-        if !self.credits.take(own) {
-            return Taken::Wait(frame, Wait::Credit(own));
-        }
-        let ClientFrame::Renew(renew) = &frame else { return Taken::Done };
-        let Some(session) = self.session(conn) else { return Taken::Done };
-        let (loopback, acting) = (session.loopback, session.acting);
-        let identity = match self.authority.verify_token(&renew.token, now, loopback) {
-            Ok(identity) if identity.service == acting || !acting => identity,
-            Ok(_) => {
-                self.credits.give(own);
-                self.error(conn, frame.error(ErrorCode::BadToken, "this session needs a service token"), out);
-                return Taken::Done;
-            }
-            Err(reason) => {
-                self.credits.give(own);
-                self.error(conn, frame.error(ErrorCode::BadToken, reason), out);
-                return Taken::Done;
-            }
-        };
-        let expires_at_ms = identity.expires_at_ms;
-        if acting {
-            self.credits.give(own);
-            self.renewed(conn, expires_at_ms, out);
-            return Taken::Done;
-        }
-        if let Some(session) = self.session(conn) {
-            session.requests += 1;
-        }
-        // Whether the new token is for the same user, the storage tier knows.
-        let ask = Ask::LookUp { issuer: identity.issuer, subject: identity.subject };
-        self.link.ask(ask, Tag::Renew { conn, expires_at_ms });
-        Taken::Done
-    }
-
-    fn device_end(&mut self, conn: ConnId, frame: ClientFrame, out: &mut Out) -> Taken {
-        let ClientFrame::DeviceEnd(end) = &frame else { return Taken::Done };
-        let Some(session) = self.session(conn) else { return Taken::Done };
-        if !session.acting {
-            self.error(conn, frame.error(ErrorCode::Forbidden, "only services end devices"), out);
-            return Taken::Done;
-        }
-        let user_id = session.user_id;
-        for other in self.sessions_of(user_id) {
-            let ended = self.session(other).is_some_and(|it| it.device_id == end.device_id && !it.acting);
-            if ended {
-                self.close(other, close::ENDED, "ended", out);
-            }
-        }
-        Taken::Done
-    }
-
     /// A request of a session was answered.
     pub(super) fn request_done(&mut self, now: Now, conn: ConnId, out: &mut Out) {
         let Some(session) = self.session(conn) else { return };
@@ -470,7 +211,7 @@ impl Shard {
     }
 
     /// The client broke the protocol.
-    fn violation(&mut self, conn: ConnId, code: u16, reason: &str, out: &mut Out) {
+    pub(super) fn violation(&mut self, conn: ConnId, code: u16, reason: &str, out: &mut Out) {
         self.stats.closed_violation_total += 1;
         self.close(conn, code, reason, out);
     }

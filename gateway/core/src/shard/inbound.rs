@@ -10,7 +10,7 @@ use crate::time::Now;
 use parley_protocol::check::NO_SUCH_CHAT;
 use parley_protocol::frame::{ChatList, Error, HistoryPage, MemberPage, ServerFrame, Users};
 use parley_protocol::link::{Reply, Target};
-use parley_protocol::{ChatId, ClientMsgId, ErrorCode, partition};
+use parley_protocol::{ChatId, ClientMsgId, ErrorCode};
 use std::sync::Arc;
 
 /// Users to nudge that are remembered one by one; above it, everybody is nudged.
@@ -139,7 +139,7 @@ impl Shard {
         if subscribers.conns.is_empty() {
             let generation = subscribers.generation;
             self.subscribers.remove(&chat_id);
-            let home = partition::shard(partition::of_chat(chat_id), self.options.shards);
+            let home = self.home_of(chat_id);
             self.fan_out(now, home, Fanout::NoSubscribers { chat_id, generation }, out);
         }
     }
@@ -230,20 +230,26 @@ impl Shard {
                 self.direct_done(now, conn, out);
             }
             Tag::Renew { conn, expires_at_ms } => {
-                let user_id = self.session(conn).map(|session| session.user_id);
-                match reply {
-                    Reply::LoggedIn(user) if Some(user.user_id) == user_id => {
-                        self.renewed(conn, expires_at_ms, out);
-                    }
-                    Reply::LoggedIn(_) | Reply::Refused(ErrorCode::NoSuchUser) => {
-                        let error =
-                            Error { message: "the token is another user's".into(), ..error_of(ErrorCode::BadToken) };
-                        self.error(conn, error, out);
-                    }
-                    _ => self.error(conn, error_of(ErrorCode::Unavailable), out),
-                }
+                self.renewal_judged(conn, expires_at_ms, reply, out);
                 self.direct_done(now, conn, out);
             }
+        }
+    }
+
+    /// The storage tier knows whose identity a new token is of. A service's is never the user's that it acts for.
+    fn renewal_judged(&mut self, conn: ConnId, expires_at_ms: u64, reply: Reply, out: &mut Out) {
+        let Some(session) = self.session(conn) else { return };
+        let (user_id, acting) = (session.user_id, session.acting);
+        match reply {
+            Reply::LoggedIn(user) if user.user_id == user_id => self.renewed(conn, expires_at_ms, out),
+            Reply::LoggedIn(_) | Reply::Refused(ErrorCode::NoSuchUser) if acting => {
+                self.renewed(conn, expires_at_ms, out);
+            }
+            Reply::LoggedIn(_) | Reply::Refused(ErrorCode::NoSuchUser) => {
+                let message = "the token is another user's".to_owned();
+                self.error(conn, Error { message, ..error_of(ErrorCode::BadToken) }, out);
+            }
+            _ => self.error(conn, error_of(ErrorCode::Unavailable), out),
         }
     }
 

@@ -7,6 +7,7 @@ mod frames;
 mod home;
 mod inbound;
 mod lobby;
+mod requests;
 mod session;
 mod stream;
 mod streams;
