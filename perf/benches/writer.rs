@@ -134,6 +134,7 @@ impl Rig {
     fn take(&mut self, record: ToGateway) {
         match record {
             ToGateway::Welcome(welcome) => self.home_epoch = welcome.home_epoch,
+            ToGateway::Status { .. } => {}
             ToGateway::Answer(answer) => {
                 self.answers += 1;
                 match answer.reply {
