@@ -209,3 +209,27 @@ fn marks_of_a_message_whose_answer_was_lost_are_taken() {
     assert!(world.client(bob).errors().is_empty());
     assert!(world.client(bob).frames.iter().any(|frame| matches!(frame, ServerFrame::Own(own) if own.read_seq == 2)));
 }
+
+#[test]
+fn queues_of_4_under_load_from_all_to_all_lose_nothing_and_never_wait() {
+    let narrow = gateway_core::options::Options { mesh_requests_max: 4, requests_in_flight_max: 8, ..options(4) };
+    let mut world = World::new(&narrow, storage_core::Options::default());
+    let users: Vec<u64> = (0..16).map(|n| world.connect(&format!("user{n}"), n + 1, None)).collect();
+    world.gateways[0].fanout_room = 1;
+    for round in 0..5 {
+        for (from, a) in users.iter().enumerate() {
+            for b in users.iter().filter(|b| *b != a) {
+                let chat = world.direct(*a, *b);
+                let frame = world.text(chat, &format!("{from} in round {round}"));
+                world.say_quietly(*a, frame);
+            }
+        }
+        world.settle();
+    }
+    world.gateways[0].fanout_room = usize::MAX;
+    world.sleep(5_000);
+    for user in &users {
+        assert_eq!(world.client(*user).sent().len(), 5 * 15, "every command is acknowledged");
+        assert_eq!(world.texts(*user).len(), 2 * 5 * 15, "one's own and the others', each once");
+    }
+}
