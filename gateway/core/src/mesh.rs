@@ -87,6 +87,13 @@ pub enum HomeReply {
         /// The command, if it was one.
         client_msg_id: Option<ClientMsgId>,
     },
+    /// There will be no live events.
+    NotSubscribed {
+        /// Why.
+        code: ErrorCode,
+        /// The chat.
+        chat_id: ChatId,
+    },
     /// Taken; the client hears nothing of it here.
     Taken,
 }

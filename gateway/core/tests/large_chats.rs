@@ -149,3 +149,18 @@ fn an_addition_whose_answer_was_lost_is_known_to_the_home() {
     world.say(late, ClientFrame::Subscribe(ChatRef { chat_id }));
     assert!(world.client(late).errors().is_empty());
 }
+
+#[test]
+fn a_subscription_that_is_taken_back_at_once_does_not_begin() {
+    let (mut world, chat_id, clients) = group(6, 4);
+    world.say_quietly(clients[1], ClientFrame::Subscribe(ChatRef { chat_id }));
+    world.say_quietly(clients[1], ClientFrame::Unsubscribe(ChatRef { chat_id }));
+    world.settle();
+    let frame = world.text(chat_id, "nobody looks");
+    world.say(clients[0], frame);
+    assert!(world.texts(clients[1]).is_empty());
+    world.say(clients[1], ClientFrame::Subscribe(ChatRef { chat_id }));
+    let frame = world.text(chat_id, "now one does");
+    world.say(clients[0], frame);
+    assert_eq!(world.texts(clients[1]), ["now one does"]);
+}

@@ -90,6 +90,7 @@ impl Follow {
             if self.mark > Some(mark) {
                 // The server's store is younger than this device: what the device knows is of another life.
                 self.known.clear();
+                self.fills.clear();
             }
             self.truncated = true;
         }

@@ -19,6 +19,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Requests of the session's own, so that their answers are told from the caller's.
+/// Between two attempts to renew a token.
+const RENEW_RETRY_MS: u64 = 30_000;
 const OWN_REQUESTS: u32 = 1 << 31;
 /// Updates that wait for the caller at the most; beyond that nothing more is read.
 const READY_MAX: usize = 16_384;
@@ -476,7 +478,8 @@ impl Session {
         }
         self.say_marks(open);
         if open.renew_at_ms.is_some_and(|at_ms| at_ms <= now_ms) {
-            open.renew_at_ms = None;
+            // Tried again, should it be refused for now; what `Renewed` says comes in place of this.
+            open.renew_at_ms = Some(now_ms + RENEW_RETRY_MS);
             if let Ok((token, _)) = self.options.who.token(now_ms) {
                 open.connection.say(&ClientFrame::Renew(frame::Renew { token }))?;
                 open.said = now;

@@ -102,8 +102,7 @@ impl Shard {
             self.trim_chat_clock();
         }
         for (origin, ask) in asks {
-            let client_msg_id = command_name(&ask);
-            self.reply(origin, HomeReply::Error { code, chat_id, client_msg_id }, out);
+            self.reply(origin, refused(&ask, code), out);
         }
     }
 
@@ -157,8 +156,7 @@ impl Shard {
         let chat_id = ask.chat_id();
         let Some(home) = self.chats.get_mut(&chat_id) else { return };
         if !matches!(ask, HomeAsk::Command(_)) && home.member(origin.user_id).is_none() {
-            let reply = HomeReply::Error { code: ErrorCode::NoSuchChat, chat_id, client_msg_id: None };
-            return self.reply(origin, reply, out);
+            return self.reply(origin, refused(&ask, ErrorCode::NoSuchChat), out);
         }
         match ask {
             HomeAsk::Command(command) => {
@@ -403,10 +401,13 @@ impl Shard {
     }
 }
 
-fn command_name(ask: &HomeAsk) -> Option<ClientMsgId> {
+/// The refusal of what a session asked.
+fn refused(ask: &HomeAsk, code: ErrorCode) -> HomeReply {
+    let chat_id = ask.chat_id();
     match ask {
-        HomeAsk::Command(command) => Some(command.client_msg_id),
-        HomeAsk::Marks { .. } | HomeAsk::Subscribe { .. } => None,
+        HomeAsk::Command(command) => HomeReply::Error { code, chat_id, client_msg_id: Some(command.client_msg_id) },
+        HomeAsk::Marks { .. } => HomeReply::Error { code, chat_id, client_msg_id: None },
+        HomeAsk::Subscribe { .. } => HomeReply::NotSubscribed { code, chat_id },
     }
 }
 

@@ -53,7 +53,7 @@ impl Shard {
         data: &mut [u8],
         out: &mut Out,
     ) -> Option<(ClientFrame, Wait, usize)> {
-        let session = self.session(conn)?;
+        let session = self.session(conn).filter(|session| !session.closing)?;
         let encoding = session.encoding;
         let mut decoder = std::mem::replace(&mut session.decoder, Decoder::new(0));
         let mut at = 0;

@@ -8,7 +8,7 @@ use crate::mesh::{Fanout, HomeReply, Mesh, Origin};
 use crate::output::{ConnId, Output};
 use crate::time::Now;
 use parley_protocol::check::NO_SUCH_CHAT;
-use parley_protocol::frame::{ChatList, Error, HistoryPage, MemberPage, ServerFrame, Users};
+use parley_protocol::frame::{ChatList, Error, Head, HistoryPage, MemberPage, ServerFrame, Users};
 use parley_protocol::link::{Reply, Target};
 use parley_protocol::{ChatId, ClientMsgId, ErrorCode};
 use std::sync::Arc;
@@ -39,6 +39,10 @@ impl Shard {
             HomeReply::Error { code, chat_id, client_msg_id } => {
                 self.refuse_command(conn, code, Some(chat_id), client_msg_id, out);
             }
+            HomeReply::NotSubscribed { code, chat_id } => {
+                self.stop_subscribing(conn, chat_id);
+                self.refuse_command(conn, code, Some(chat_id), None, out);
+            }
             HomeReply::Taken => {}
         }
         self.request_done(now, conn, out);
@@ -68,8 +72,7 @@ impl Shard {
                 self.live(now, from, chat_id, &fan, &except, generation, out);
             }
             Fanout::Subscribed { conn, head, generation } => {
-                self.add_subscriber(conn, head.chat_id, generation);
-                self.send(conn, &ServerFrame::Head(head), out);
+                self.subscribed(now, from, conn, head, generation, out);
             }
             Fanout::EndSubscription { chat_id, user_id } => {
                 for conn in self.sessions_of(user_id) {
@@ -125,9 +128,31 @@ impl Shard {
         }
     }
 
+    /// A chat home counts a subscription of this shard. Whoever asked may be gone, or not want it any more.
+    fn subscribed(&mut self, now: Now, from: u16, conn: ConnId, head: Head, generation: u32, out: &mut Out) {
+        let chat_id = head.chat_id;
+        if let Some(subscribers) = self.subscribers.get_mut(&chat_id) {
+            subscribers.generation = generation;
+        }
+        if self.stop_subscribing(conn, chat_id) {
+            self.add_subscriber(conn, chat_id, generation);
+            self.send(conn, &ServerFrame::Head(head), out);
+        } else if !self.subscribers.contains_key(&chat_id) {
+            self.fan_out(now, from, Fanout::NoSubscribers { chat_id, generation }, out);
+        }
+    }
+
+    /// Whether the session still wanted the subscription that it asked for.
+    fn stop_subscribing(&mut self, conn: ConnId, chat_id: ChatId) -> bool {
+        let Some(session) = self.session(conn) else { return false };
+        let place = session.subscribing.iter().position(|other| *other == chat_id);
+        place.map(|place| session.subscribing.swap_remove(place)).is_some()
+    }
+
     pub(super) fn unsubscribe(&mut self, now: Now, conn: ConnId, chat_id: ChatId, out: &mut Out) {
         if let Some(session) = self.session(conn) {
             session.subscriptions.retain(|other| *other != chat_id);
+            session.subscribing.retain(|other| *other != chat_id);
         }
         self.drop_subscriber(now, conn, chat_id, out);
     }
@@ -169,9 +194,12 @@ impl Shard {
             Fanout::Nudge(users) => owed.nudges.extend(users),
             Fanout::NudgeAll => owed.nudge_all = true,
             // Receipts, heads and live events of large chats come again, or show as a gap that history fills.
-            Fanout::Beside { .. } | Fanout::Live { .. } | Fanout::NoSubscribers { .. } => return,
+            Fanout::Beside { .. } | Fanout::Live { .. } => return,
             // As many as members can be removed within one pause: bounded by the commands under way.
-            Fanout::Subscribed { .. } | Fanout::EndSubscription { .. } | Fanout::Epoch(_) => {
+            Fanout::Subscribed { .. }
+            | Fanout::EndSubscription { .. }
+            | Fanout::NoSubscribers { .. }
+            | Fanout::Epoch(_) => {
                 owed.others.push_back(fanout);
             }
         }
@@ -214,10 +242,14 @@ impl Shard {
             Tag::Marks { chat_id, marks } => self.marks_done(now, chat_id, marks, reply, out),
             Tag::Inbox { conn } => self.take_inbox(now, conn, reply, out),
             Tag::Create { conn, client_msg_id } => {
+                if resent && matches!(reply, Reply::Duplicate { .. }) {
+                    // Its members are not known here, and may have looked before it was there.
+                    (0..self.options.shards).for_each(|shard| self.fan_out(now, shard, Fanout::NudgeAll, out));
+                }
                 match self.commit(now, ChatId(0), client_msg_id, reply, out) {
                     HomeReply::Sent(sent) => self.send(conn, &ServerFrame::Sent(sent), out),
                     HomeReply::Error { code, .. } => self.refuse_command(conn, code, None, Some(client_msg_id), out),
-                    HomeReply::Taken => {}
+                    HomeReply::NotSubscribed { .. } | HomeReply::Taken => {}
                 }
                 self.direct_done(now, conn, out);
             }

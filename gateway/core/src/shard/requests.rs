@@ -62,7 +62,7 @@ impl Shard {
         match frame {
             ClientFrame::Send(send) => check_envelope(&send.envelope, payload_bytes_max),
             ClientFrame::Subscribe(chat)
-                if session.subscriptions.len() >= subscriptions_max
+                if session.subscriptions.len() + session.subscribing.len() >= subscriptions_max
                     && !session.subscriptions.contains(&chat.chat_id) =>
             {
                 Err((ErrorCode::TooMany, "unsubscribe from another chat first"))
@@ -136,7 +136,10 @@ impl Shard {
             }
             ClientFrame::Delivered(at) => HomeAsk::Marks { chat_id: at.chat_id, delivered_seq: at.seq, read_seq: 0 },
             ClientFrame::Read(at) => HomeAsk::Marks { chat_id: at.chat_id, delivered_seq: 0, read_seq: at.seq },
-            ClientFrame::Subscribe(chat) => HomeAsk::Subscribe { chat_id: chat.chat_id },
+            ClientFrame::Subscribe(chat) => {
+                session.subscribing.push(chat.chat_id);
+                HomeAsk::Subscribe { chat_id: chat.chat_id }
+            }
             ClientFrame::Renew(renew) => return self.renew(now, conn, renew),
             frame => {
                 self.ask_storage(conn, sender, frame);

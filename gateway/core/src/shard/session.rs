@@ -135,6 +135,8 @@ pub(crate) struct Session {
     /// Whole frames that go out with the next one, or soon.
     pub(crate) beside: Vec<u8>,
     pub(crate) subscriptions: Vec<ChatId>,
+    /// Asked for, not answered, and not taken back.
+    pub(crate) subscribing: Vec<ChatId>,
 }
 
 /// A token bucket.

@@ -53,6 +53,7 @@ impl Shard {
             parked: None,
             beside: Vec::new(),
             subscriptions: Vec::new(),
+            subscribing: Vec::new(),
         };
         self.watch_first(now, &session);
         self.put(conn, Conn::Session(Box::new(session)));
