@@ -18,9 +18,9 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Requests of the session's own, so that their answers are told from the caller's.
 /// Between two attempts to renew a token.
 const RENEW_RETRY_MS: u64 = 30_000;
+/// Requests of the session's own, so that their answers are told from the caller's.
 const OWN_REQUESTS: u32 = 1 << 31;
 /// Updates that wait for the caller at the most; beyond that nothing more is read.
 const READY_MAX: usize = 16_384;
