@@ -324,6 +324,7 @@ fn versions_stand_once() {
         "storage-writer/core",
         "parley",
         "perf",
+        "fuzz",
     ] {
         let path = format!("{folder}/Cargo.toml");
         let text = read(&root().join(&path));

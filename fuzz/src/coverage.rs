@@ -1,0 +1,2 @@
+//! The coverage-guided fuzzer around the targets.
+fn main() {}
