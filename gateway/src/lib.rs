@@ -5,6 +5,7 @@ mod host;
 pub mod identity;
 pub mod mesh;
 pub mod plane;
+mod refusals;
 mod serve;
 
 pub use serve::{Error, Handle, Monitor, Options, Status, serve};

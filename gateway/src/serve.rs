@@ -3,12 +3,13 @@
 use crate::identity::{DevKey, KeyError, Ticket, Tickets, Verifier, VerifierOptions};
 use crate::mesh::Capacities;
 use crate::plane::{self, Brain, Counters, DriverChoice, DriverKind, Exit, StartError};
+use crate::refusals::{self, Refused};
 use gateway_core::authority::{Authority, Identity, Ticket as CoreTicket};
 use gateway_core::mesh::Mesh;
 use gateway_core::options::Options as ShardOptions;
 use gateway_core::output::{ConnId, Outputs};
 use gateway_core::shard::{Seat, Shard};
-use gateway_core::stats::Stats;
+use gateway_core::stats::{Reason, Stats};
 use gateway_core::time::Now;
 use parley_config::Gateway as Config;
 use parley_protocol::DeviceId;
@@ -73,7 +74,25 @@ pub enum Status {
 }
 
 /// The values of one shard's [`Stats`], for other threads.
-type Published = [AtomicU64; Stats::LEN];
+#[derive(Debug)]
+struct Published {
+    values: [AtomicU64; Stats::LEN],
+    /// In the order of [`Reason::ALL`].
+    rejected: [AtomicU64; Reason::ALL.len()],
+    /// All of those: what tells that there is something new.
+    rejected_total: AtomicU64,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        let zero = |_| AtomicU64::new(0);
+        Self {
+            values: std::array::from_fn(zero),
+            rejected: std::array::from_fn(zero),
+            rejected_total: AtomicU64::new(0),
+        }
+    }
+}
 
 /// A running gateway.
 #[derive(Debug)]
@@ -90,6 +109,7 @@ pub struct Monitor {
     counters: Vec<Arc<Counters>>,
     draining: Arc<AtomicBool>,
     storage_reason: Arc<Mutex<String>>,
+    refused: Arc<Refused>,
 }
 
 /// Starts the shards.
@@ -111,8 +131,9 @@ pub fn serve(options: Options) -> Result<Handle, Error> {
     getrandom::fill(&mut gateway).map_err(|error| Error::Random(error.to_string()))?;
     let gateway = u128::from_le_bytes(gateway);
     watch_keys(verifier.clone(), config);
-    let stats: Vec<Arc<Published>> =
-        (0..shards).map(|_| Arc::new(std::array::from_fn(|_| AtomicU64::new(0)))).collect();
+    let stats: Vec<Arc<Published>> = (0..shards).map(|_| Arc::default()).collect();
+    let refused = Arc::new(Refused::default());
+    let counted = refused.clone();
     let published = stats.clone();
     let storage_reason = Arc::new(Mutex::new(String::new()));
     let reason = storage_reason.clone();
@@ -121,7 +142,7 @@ pub fn serve(options: Options) -> Result<Handle, Error> {
     let plane = plane::run(plane_options(&options, shards), move |shard| ChatBrain {
         shard: Shard::new(
             ShardOptions { shard, ..template.clone() },
-            Box::new(Keys { verifier: verifier.clone(), tickets: tickets.clone() }),
+            Box::new(Keys { verifier: verifier.clone(), tickets: tickets.clone(), refused: counted.clone() }),
             Now::default(),
         ),
         number: shard,
@@ -130,7 +151,8 @@ pub fn serve(options: Options) -> Result<Handle, Error> {
     })
     .map_err(Error::Start)?;
     let (driver, counters) = (plane.driver(), plane.counters().to_vec());
-    let monitor = Monitor { driver, stats, counters, draining: Arc::new(AtomicBool::new(false)), storage_reason };
+    let monitor =
+        Monitor { driver, stats, counters, draining: Arc::new(AtomicBool::new(false)), storage_reason, refused };
     Ok(Handle { plane, monitor })
 }
 
@@ -277,8 +299,8 @@ impl Monitor {
         if self.draining.load(Ordering::Relaxed) {
             return Status::NotReady("draining".to_owned());
         }
-        let down = self.stats.iter().filter(|stats| stats[LINK_UP].load(Ordering::Relaxed) == 0).count();
-        let refused = self.stats.iter().any(|stats| stats[STORAGE_READY].load(Ordering::Relaxed) == 0);
+        let down = self.stats.iter().filter(|stats| stats.values[LINK_UP].load(Ordering::Relaxed) == 0).count();
+        let refused = self.stats.iter().any(|stats| stats.values[STORAGE_READY].load(Ordering::Relaxed) == 0);
         match down {
             0 if refused => {
                 let reason = self.storage_reason.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -301,10 +323,12 @@ impl Monitor {
             let _ = writeln!(text, "# HELP parley_gateway_{name}{help}");
             let _ = writeln!(text, "# TYPE parley_gateway_{name} {kind}");
             for (shard, stats) in self.stats.iter().enumerate() {
-                let value = stats[index].load(Ordering::Relaxed);
+                let value = stats.values[index].load(Ordering::Relaxed);
                 let _ = writeln!(text, "parley_gateway_{name}{{shard=\"{shard}\"}} {value}");
             }
         }
+        refusals::write_rejected(&mut text, self.stats.iter().map(|stats| &stats.rejected));
+        self.refused.write(&mut text);
         let planes: Vec<Vec<(&'static str, u64)>> = self
             .counters
             .iter()
@@ -348,14 +372,15 @@ const fn position(name: &str) -> usize {
 struct Keys {
     verifier: Verifier,
     tickets: Tickets,
+    refused: Arc<Refused>,
 }
 
 impl Authority for Keys {
     fn verify_token(&self, token: &str, now: Now, peer_is_loopback: bool) -> Result<Identity, String> {
-        let claims = self
-            .verifier
-            .verify(token, now.unix_ms / 1_000, peer_is_loopback)
-            .map_err(|error| format!("the token is not accepted: {error}"))?;
+        let claims = self.verifier.verify(token, now.unix_ms / 1_000, peer_is_loopback).map_err(|error| {
+            self.refused.token(error);
+            format!("the token is not accepted: {error}")
+        })?;
         Ok(Identity {
             issuer: claims.issuer,
             subject: claims.subject,
@@ -377,7 +402,8 @@ impl Authority for Keys {
     }
 
     fn verify_ticket(&self, text: &str, device_id: DeviceId, now: Now, peer_is_loopback: bool) -> Option<CoreTicket> {
-        let ticket = self.tickets.verify(text, device_id, now.unix_ms, peer_is_loopback).ok()?;
+        let ticket = self.tickets.verify(text, device_id, now.unix_ms, peer_is_loopback);
+        let ticket = ticket.inspect_err(|error| self.refused.ticket(*error)).ok()?;
         Some(CoreTicket {
             user_id: ticket.user_id,
             device_id: ticket.device_id,
@@ -462,8 +488,15 @@ impl Brain for ChatBrain {
     }
 
     fn next_timer(&self) -> Option<u64> {
-        for (slot, value) in self.stats.iter().zip(self.shard.stats.values()) {
+        for (slot, value) in self.stats.values.iter().zip(self.shard.stats.values()) {
             slot.store(value, Ordering::Relaxed);
+        }
+        let rejected = &self.shard.stats.rejected;
+        if self.stats.rejected_total.load(Ordering::Relaxed) != rejected.total() {
+            self.stats.rejected_total.store(rejected.total(), Ordering::Relaxed);
+            for (slot, value) in self.stats.rejected.iter().zip(rejected.values()) {
+                slot.store(*value, Ordering::Relaxed);
+            }
         }
         self.shard.next_timer()
     }

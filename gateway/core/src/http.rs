@@ -1,6 +1,7 @@
 //! The HTTP/1.1 head that opens a WebSocket (RFC 6455, section 4.2), sans-IO: parse, accept, reject. Who may come in
 //! (Origin, tokens) is decided elsewhere.
 
+use crate::stats::Reason;
 use tungstenite::handshake::derive_accept_key;
 
 /// Headers that one head may have.
@@ -39,6 +40,23 @@ pub struct Reject {
     pub status: u16,
     /// What the client should do about it.
     pub reason: &'static str,
+}
+
+impl Reject {
+    /// How it is counted: each status stands for one kind of refusal.
+    pub fn cause(&self) -> Reason {
+        match self.status {
+            401 => Reason::Authorization,
+            403 => Reason::Origin,
+            404 => Reason::Path,
+            405 => Reason::Method,
+            408 => Reason::HeadSlow,
+            426 => Reason::UpgradeVersion,
+            431 => Reason::HeadTooLarge,
+            505 => Reason::HttpVersion,
+            _ => Reason::BadUpgrade,
+        }
+    }
 }
 
 /// A request to upgrade, borrowed from the bytes.

@@ -7,6 +7,7 @@ use super::streams::flush_beside;
 use super::{Out, Shard, Timer};
 use crate::fan;
 use crate::output::{ConnId, Output};
+use crate::stats::Reason;
 use crate::time::Now;
 use crate::ws::{self, Decoder, Event};
 use parley_protocol::frame::{self, ServerFrame};
@@ -29,7 +30,8 @@ impl Shard {
         }
         if let Some(parked) = &mut session.parked {
             if parked.stash.len() - parked.at + data.len() > STASH_BYTES_MAX {
-                return self.close(conn, close::STALLED_READER, "too much sent ahead", out);
+                let what = "too much sent ahead";
+                return self.reject(conn, close::STALLED_READER, what, Reason::SentAhead, out);
             }
             parked.stash.extend_from_slice(data);
             let waits = parked.stash.len() - parked.at;
@@ -62,7 +64,7 @@ impl Shard {
                 Ok(Some(event)) => event,
                 Ok(None) => break None,
                 Err(error) => {
-                    self.violation(conn, error.close_code(), error.reason(), out);
+                    self.violation(conn, error.close_code(), error.reason(), error.into(), out);
                     return None;
                 }
             };
@@ -79,12 +81,14 @@ impl Shard {
                 Event::Text(text) if encoding == Encoding::Json => wire::decode_client_frame(encoding, text.as_bytes()),
                 Event::Binary(bytes) if encoding == Encoding::Rkyv => wire::decode_client_frame(encoding, bytes),
                 _ => {
-                    self.violation(conn, 1003, "this subprotocol does not use this kind of message", out);
+                    let what = "this subprotocol does not use this kind of message";
+                    self.violation(conn, 1003, what, Reason::MessageKind, out);
                     return None;
                 }
             };
             let Ok(frame) = frame else {
-                self.violation(conn, 1007, "the message is not a frame of the subprotocol", out);
+                let what = "the message is not a frame of the subprotocol";
+                self.violation(conn, 1007, what, Reason::Undecodable, out);
                 return None;
             };
             self.stats.client_frames_total += 1;
@@ -207,12 +211,19 @@ impl Shard {
 
     pub(super) fn error(&mut self, conn: ConnId, error: frame::Error, out: &mut Out) {
         self.stats.errors_total += 1;
+        self.stats.rejected.add(error.code.into());
         self.send(conn, &ServerFrame::Error(error), out);
     }
 
     /// The client broke the protocol.
-    pub(super) fn violation(&mut self, conn: ConnId, code: u16, reason: &str, out: &mut Out) {
+    pub(super) fn violation(&mut self, conn: ConnId, code: u16, reason: &str, cause: Reason, out: &mut Out) {
         self.stats.closed_violation_total += 1;
+        self.reject(conn, code, reason, cause, out);
+    }
+
+    /// A close that is counted as a refusal.
+    pub(super) fn reject(&mut self, conn: ConnId, code: u16, reason: &str, cause: Reason, out: &mut Out) {
+        self.stats.rejected.add(cause);
         self.close(conn, code, reason, out);
     }
 
@@ -260,14 +271,14 @@ impl Shard {
         let expired_at = session.token_expires_at_ms.saturating_add(grace_ms);
         if now.mono_ms >= stalled_at {
             self.stats.closed_stalled_total += 1;
-            return self.close(conn, close::STALLED_READER, "stalled reader", out);
+            return self.reject(conn, close::STALLED_READER, "stalled reader", Reason::StalledReader, out);
         }
         if now.mono_ms >= silent_at {
             self.stats.closed_silent_total += 1;
-            return self.close(conn, close::HEARTBEAT_TIMEOUT, "heartbeat timeout", out);
+            return self.reject(conn, close::HEARTBEAT_TIMEOUT, "heartbeat timeout", Reason::Silent, out);
         }
         if now.unix_ms >= expired_at {
-            return self.close(conn, close::TOKEN_EXPIRED, "token expired", out);
+            return self.reject(conn, close::TOKEN_EXPIRED, "token expired", Reason::TokenExpired, out);
         }
         let next = silent_at.min(stalled_at) - now.mono_ms;
         self.timers.arm(now.mono_ms + next.min(expired_at - now.unix_ms).max(1), Timer::Watch(conn));

@@ -7,6 +7,7 @@ use crate::authority::Ticket;
 use crate::http::{self, HEADERS_MAX, Limits, Reject, Upgrade};
 use crate::options::Options;
 use crate::output::{ConnId, Output};
+use crate::stats::Reason;
 use crate::time::Now;
 use crate::ws::{self, Decoder, Event};
 use core::net::SocketAddr;
@@ -22,6 +23,7 @@ impl Shard {
     pub(super) fn enter_lobby(&mut self, now: Now, conn: ConnId, peer: SocketAddr, out: &mut Out) {
         if self.draining || self.halted || self.lobby_count >= self.options.lobby_connections_max {
             self.stats.lobby_rejected_total += 1;
+            self.stats.rejected.add(Reason::LobbyFull);
             out.push(Output::Abort(conn));
             return;
         }
@@ -63,7 +65,9 @@ impl Shard {
             Stage::Head => self.lobby_head(now, conn, data, out),
             Stage::Hello => self.lobby_hello(now, conn, data, out),
             Stage::Login { seat } if seat.rest.len() + data.len() <= input_max => seat.rest.extend_from_slice(data),
-            Stage::Login { .. } => self.close(conn, 1008, "wait for Welcome before sending more", out),
+            Stage::Login { .. } => {
+                self.reject(conn, 1008, "wait for Welcome before sending more", Reason::SentAhead, out);
+            }
             Stage::Closing => {}
         }
     }
@@ -82,7 +86,7 @@ impl Shard {
                 }
                 return;
             }
-            Err(reject) => return self.refuse(conn, reject.status, reject.reason, out),
+            Err(reject) => return self.refuse(conn, reject, out),
         };
         let Some(lobby) = self.lobby(conn) else { return };
         lobby.encoding = accepted.encoding;
@@ -98,11 +102,12 @@ impl Shard {
     }
 
     /// Answers the head with an HTTP status and closes.
-    fn refuse(&mut self, conn: ConnId, status: u16, reason: &str, out: &mut Out) {
+    fn refuse(&mut self, conn: ConnId, reject: Reject, out: &mut Out) {
         self.stats.lobby_rejected_total += 1;
+        self.stats.rejected.add(reject.cause());
         if let Some(lobby) = self.lobby(conn) {
             lobby.stage = Stage::Closing;
-            out.send_with(conn, |arena| http::write_reject(arena, status, reason));
+            out.send_with(conn, |arena| http::write_reject(arena, reject.status, reject.reason));
             out.push(Output::Close(conn));
         }
     }
@@ -114,7 +119,7 @@ impl Shard {
         let mut at = 0;
         let frame = loop {
             let bytes = match decoder.next(data, &mut at) {
-                Err(error) => break Err((error.close_code(), error.reason())),
+                Err(error) => break Err((error.close_code(), error.reason(), Some(error.into()))),
                 Ok(None) => {
                     if let Some(lobby) = self.lobby(conn) {
                         lobby.decoder = decoder;
@@ -125,35 +130,40 @@ impl Shard {
                     let Some(lobby) = self.lobby(conn) else { return };
                     lobby.pings += 1;
                     if lobby.pings > PINGS_MAX {
-                        break Err((1008, "say Hello"));
+                        break Err((1008, "say Hello", Some(Reason::HelloPings)));
                     }
                     out.send_with(conn, |arena| ws::encode_frame(arena, ws::Opcode::Pong, payload));
                     continue;
                 }
                 Ok(Some(Event::Pong(_))) => continue,
-                Ok(Some(Event::Close { code, .. })) => break Err((code.unwrap_or(1000), "")),
+                Ok(Some(Event::Close { code, .. })) => break Err((code.unwrap_or(1000), "", None)),
                 Ok(Some(Event::Text(text))) if encoding == Encoding::Json => text.as_bytes(),
                 Ok(Some(Event::Binary(bytes))) if encoding == Encoding::Rkyv => &*bytes,
-                Ok(Some(_)) => break Err((1003, "this subprotocol does not use this kind of message")),
+                Ok(Some(_)) => {
+                    let what = "this subprotocol does not use this kind of message";
+                    break Err((1003, what, Some(Reason::MessageKind)));
+                }
             };
             break match wire::decode_client_frame(encoding, bytes) {
                 Ok(frame) => Ok(frame),
-                Err(_) => Err((1007, "the message is not a frame of the subprotocol")),
+                Err(_) => Err((1007, "the message is not a frame of the subprotocol", Some(Reason::Undecodable))),
             };
         };
         match frame {
             Ok(ClientFrame::Hello(hello)) => match ClientFrame::Hello(hello.clone()).check() {
                 Ok(()) => self.hello(now, conn, hello, data[at..].to_vec(), out),
-                Err((_, message)) => self.close(conn, 1008, message, out),
+                Err((_, message)) => self.reject(conn, 1008, message, Reason::HelloBounds, out),
             },
-            Ok(_) => self.close(conn, 1008, "the first frame is Hello", out),
-            Err((code, reason)) => self.close(conn, code, reason, out),
+            Ok(_) => self.reject(conn, 1008, "the first frame is Hello", Reason::NotHello, out),
+            Err((code, reason, Some(cause))) => self.reject(conn, code, reason, cause, out),
+            Err((code, reason, None)) => self.close(conn, code, reason, out),
         }
     }
 
     fn hello(&mut self, now: Now, conn: ConnId, hello: Hello, rest: Vec<u8>, out: &mut Out) {
         if hello.version != limits::PROTOCOL_VERSION {
-            return self.close(conn, close::VERSION, "this server speaks version 1", out);
+            let what = "this server speaks version 1";
+            return self.reject(conn, close::VERSION, what, Reason::ProtocolVersion, out);
         }
         let Some(lobby) = self.lobby(conn) else { return };
         let (encoding, loopback, bearer) = (lobby.encoding, lobby.loopback, lobby.bearer.take());
@@ -179,19 +189,26 @@ impl Shard {
                 self.stats.resumes_total += 1;
                 return self.give_seat(conn, seat, out);
             }
+            self.stats.rejected.add(Reason::Ticket);
         }
         let Some(token) = hello.token.or(bearer) else {
-            return self.close(conn, close::UNAUTHENTICATED, "no valid token or ticket", out);
+            let what = "no valid token or ticket";
+            return match hello.resume {
+                // Counted above, as the ticket that it was.
+                Some(_) if hello.act_for.is_none() => self.close(conn, close::UNAUTHENTICATED, what, out),
+                _ => self.reject(conn, close::UNAUTHENTICATED, what, Reason::NoCredentials, out),
+            };
         };
         let identity = match self.authority.verify_token(&token, now, loopback) {
             Ok(identity) => identity,
-            Err(reason) => return self.close(conn, close::UNAUTHENTICATED, &reason, out),
+            Err(reason) => return self.reject(conn, close::UNAUTHENTICATED, &reason, Reason::Token, out),
         };
         seat.token_expires_at_ms = identity.expires_at_ms;
         seat.development = identity.development;
         if let Some(user_id) = hello.act_for {
             if !identity.service {
-                return self.close(conn, close::FORBIDDEN, "act_for needs a service token", out);
+                let what = "act_for needs a service token";
+                return self.reject(conn, close::FORBIDDEN, what, Reason::Forbidden, out);
             }
             seat.user_id = user_id;
             seat.acting = true;
@@ -217,7 +234,8 @@ impl Shard {
             }
             (Stage::Login { .. }, _) => {
                 lobby.stage = Stage::Hello;
-                self.close(conn, close::RETRY_LATER, "the storage tier cannot answer now", out);
+                let what = "the storage tier cannot answer now";
+                self.reject(conn, close::RETRY_LATER, what, Reason::LoginUnavailable, out);
             }
             (stage, _) => lobby.stage = stage,
         }
@@ -237,9 +255,16 @@ impl Shard {
             return self.timers.arm(deadline_ms, Timer::Lobby(conn));
         }
         match lobby.stage {
-            Stage::Head => self.refuse(conn, 408, "the request head took too long", out),
-            Stage::Hello => self.close(conn, close::UNAUTHENTICATED, "no Hello in time", out),
-            Stage::Login { .. } => self.close(conn, close::RETRY_LATER, "the storage tier does not answer", out),
+            Stage::Head => {
+                self.refuse(conn, Reject { status: 408, reason: "the request head took too long" }, out);
+            }
+            Stage::Hello => {
+                self.reject(conn, close::UNAUTHENTICATED, "no Hello in time", Reason::NoHello, out);
+            }
+            Stage::Login { .. } => {
+                let what = "the storage tier does not answer";
+                self.reject(conn, close::RETRY_LATER, what, Reason::LoginUnavailable, out);
+            }
             // The shell bounds how long a close may take.
             Stage::Closing => {}
         }

@@ -5,6 +5,7 @@ use super::session::Wait;
 use super::{Out, Shard, Tag};
 use crate::mesh::{HomeAsk, Mesh, Origin};
 use crate::output::{ConnId, Output};
+use crate::stats::Reason;
 use crate::time::Now;
 use parley_protocol::check::check_envelope;
 use parley_protocol::frame::{self, Pong, Renew, ServerFrame};
@@ -100,7 +101,7 @@ impl Shard {
                 self.send(conn, &ServerFrame::Pong(Pong { nonce: ping.nonce }), out);
             }
             ClientFrame::DeviceEnd(end) => self.device_end(conn, end.device_id, out),
-            _ => self.violation(conn, 1008, "Hello comes once", out),
+            _ => self.violation(conn, 1008, "Hello comes once", Reason::HelloTwice, out),
         }
     }
 

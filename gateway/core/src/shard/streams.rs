@@ -7,6 +7,7 @@ use super::{Out, Shard, Tag, Timer};
 use crate::authority::Ticket;
 use crate::fan::Fan;
 use crate::output::ConnId;
+use crate::stats::Reason;
 use crate::time::Now;
 use crate::ws::Decoder;
 use parley_protocol::frame::{Mark, Reconnect, Renewed, ServerFrame, Truncated, Welcome};
@@ -106,7 +107,7 @@ impl Shard {
             }
         }
         if devices >= self.options.devices_max {
-            self.close(conn, close::TOO_MANY_DEVICES, "too many devices", out);
+            self.reject(conn, close::TOO_MANY_DEVICES, "too many devices", Reason::TooManyDevices, out);
             return false;
         }
         self.users.entry(seat.user_id).or_default().sessions.push(conn.slot);
