@@ -9,6 +9,7 @@ pub mod link;
 pub mod mesh;
 pub mod options;
 pub mod output;
+pub mod planted;
 pub mod shard;
 pub mod stats;
 pub mod time;

@@ -3,6 +3,7 @@
 
 pub mod conformance;
 pub mod model;
+pub mod planted;
 pub mod reads;
 pub mod store;
 pub mod treacherous;
