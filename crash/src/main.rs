@@ -1,0 +1,2 @@
+//! The crash harness; see the library.
+fn main() {}
