@@ -69,6 +69,18 @@ pub fn load_storage_writer(sources: Sources<'_>) -> Result<Loaded<StorageWriter>
     load(&WRITER, sources, writer_relations)
 }
 
+/// The gateway's configuration from the text of a file alone, as if it lay at `path`: for fuzzing, which reads no disk.
+#[doc(hidden)]
+pub fn load_gateway_text(path: &Path, text: &str) -> Result<Loaded<Gateway>, ConfigError> {
+    load_text(&GATEWAY, path, text, gateway_relations)
+}
+
+/// The same for the storage-writer's.
+#[doc(hidden)]
+pub fn load_storage_writer_text(path: &Path, text: &str) -> Result<Loaded<StorageWriter>, ConfigError> {
+    load_text(&WRITER, path, text, writer_relations)
+}
+
 /// Relations between the keys of one file: (first key, "at most" or "at least", bound, what the bound is).
 type Relations<T> = fn(&T) -> Vec<(&'static str, Relation, u64, &'static str)>;
 
@@ -132,6 +144,28 @@ fn load<T: DeserializeOwned>(
         let value = entry_of(&entries, key).map(|entry| parse_text(text, &entry.value));
         lay(&mut entries, &mut problems, key, value, origin);
     }
+    judge(kind, entries, problems, relations)
+}
+
+fn load_text<T: DeserializeOwned>(
+    kind: &Kind,
+    path: &Path,
+    text: &str,
+    relations: Relations<T>,
+) -> Result<Loaded<T>, ConfigError> {
+    let mut entries = shipped_entries(kind.shipped);
+    let mut problems = Vec::new();
+    lay_text(path, text, &mut entries, &mut problems);
+    judge(kind, entries, problems, relations)
+}
+
+/// Holds every value against its rule and against the others, and makes the runtime type.
+fn judge<T: DeserializeOwned>(
+    kind: &Kind,
+    entries: Vec<Entry>,
+    mut problems: Vec<Problem>,
+    relations: Relations<T>,
+) -> Result<Loaded<T>, ConfigError> {
     for (entry, (key, rule)) in entries.iter().zip(kind.rules) {
         assert_eq!(entry.key, *key, "the rules stand in the order of the shipped file");
         problems.extend(rule.check(entry));
@@ -183,16 +217,20 @@ fn lay_file(kind: &Kind, dir: Option<&Path>, entries: &mut [Entry], problems: &m
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && dir.is_dir() => return,
         Err(error) => return problems.push(Problem::Unreadable { path, reason: error.to_string() }),
     };
+    lay_text(&path, &text, entries, problems);
+}
+
+fn lay_text(path: &Path, text: &str, entries: &mut [Entry], problems: &mut Vec<Problem>) {
     let line_of = |offset: usize| 1 + text[..offset.min(text.len())].matches('\n').count();
-    match flatten(&text) {
+    match flatten(text) {
         Err(error) => {
             let line = line_of(error.span().map_or(0, |span| span.start));
             let reason = error.message().to_owned();
-            problems.push(Problem::Syntax { origin: Origin::File { path, line }, reason });
+            problems.push(Problem::Syntax { origin: Origin::File { path: path.to_owned(), line }, reason });
         }
         Ok(found) => {
             for (key, value, offset) in found {
-                let origin = Origin::File { path: path.clone(), line: line_of(offset) };
+                let origin = Origin::File { path: path.to_owned(), line: line_of(offset) };
                 lay(entries, problems, &key, Some(value), origin);
             }
         }

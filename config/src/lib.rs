@@ -12,6 +12,8 @@ mod types;
 pub use check::{Finding, Machine, Report, Severity, check};
 pub use error::{ConfigError, Origin, Problem};
 pub use layers::{Entry, Loaded, Sources, load_gateway, load_storage_writer};
+#[doc(hidden)]
+pub use layers::{load_gateway_text, load_storage_writer_text};
 pub use types::{
     Chat, Commit, Driver, Embedded, Engine, Gateway, Identity, Level, Limits, Lobby, Log, LogFormat, Mesh, Message,
     Readers, Session, StorageWriter, WriterLink,
