@@ -10,7 +10,7 @@ use gateway_core::ws::{self, Decoder, Event, FrameError, Opcode};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
-/// The largest message that is echoed.
+/// The largest message that is echoed by default: conformance suites send 16 MiB.
 pub const MESSAGE_BYTES_MAX: u32 = 16 << 20;
 /// The head of the upgrade.
 const LIMITS: Limits<'static> = Limits { head_bytes_max: 16 << 10, headers_max: http::HEADERS_MAX, path: None };
@@ -24,7 +24,12 @@ const SHARED_BYTES_MIN: usize = 16 << 10;
 
 /// Serves echoes, at any path and without authentication.
 pub fn serve(options: Options) -> Result<Handle, StartError> {
-    plane::run(options, |_| Echo::default())
+    serve_up_to(options, MESSAGE_BYTES_MAX)
+}
+
+/// The same; refuses messages above `message_bytes_max` with 1009.
+pub fn serve_up_to(options: Options, message_bytes_max: u32) -> Result<Handle, StartError> {
+    plane::run(options, move |_| Echo::new(message_bytes_max))
 }
 
 /// Echo shards tell each other nothing.
@@ -58,8 +63,9 @@ struct Conn {
 }
 
 /// The brain of one shard.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Echo {
+    message_bytes_max: u32,
     /// By slot.
     conns: Vec<Conn>,
     open: usize,
@@ -68,11 +74,16 @@ pub struct Echo {
 }
 
 impl Echo {
+    fn new(message_bytes_max: u32) -> Self {
+        Self { message_bytes_max, conns: Vec::new(), open: 0, handshakes: VecDeque::new() }
+    }
+
     fn conn(&mut self, conn: ConnId) -> Option<&mut Conn> {
         self.conns.get_mut(conn.slot as usize).filter(|entry| entry.generation == conn.generation)
     }
 
     fn handle_head(&mut self, id: ConnId, data: &mut [u8], out: &mut Out) {
+        let message_bytes_max = self.message_bytes_max;
         let Some(entry) = self.conn(id) else { return };
         let Phase::Head(kept) = &mut entry.phase else { return };
         // The usual head comes whole; only one that does not is kept.
@@ -92,7 +103,7 @@ impl Echo {
                 let consumed = request.consumed;
                 entry.queued += out.send_with(id, |out| http::write_accept(out, &request.key, None));
                 out.push(Output::Promote(id));
-                entry.phase = Phase::Open(Decoder::new(MESSAGE_BYTES_MAX));
+                entry.phase = Phase::Open(Decoder::new(message_bytes_max));
                 echo(id, entry, &mut bytes[consumed..], out);
             }
             Upgrade::Reject(reject) => {
@@ -237,5 +248,41 @@ impl Brain for Echo {
 
     fn is_drained(&self) -> bool {
         self.open == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: ConnId = ConnId { slot: 0, generation: 1 };
+    const NOW: Now = Now { mono_ms: 0, unix_ms: 0 };
+
+    /// What an echo that is limited to 4 bytes answers to one binary message.
+    fn answer(payload: &[u8]) -> (Vec<u8>, bool) {
+        let mut echo = Echo::new(4);
+        let mut out = Out::default();
+        echo.handle_accept(NOW, ID, SocketAddr::from(([127, 0, 0, 1], 1)), &mut out);
+        let mut head = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+            Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            .to_vec();
+        echo.handle_data(NOW, ID, &mut head, &mut out);
+        assert!(out.arena.starts_with(b"HTTP/1.1 101 "), "{:?}", String::from_utf8_lossy(&out.arena));
+        out.clear();
+        let mut frame = vec![0x82, 0x80 | payload.len() as u8, 0, 0, 0, 0];
+        frame.extend_from_slice(payload);
+        echo.handle_data(NOW, ID, &mut frame, &mut out);
+        (out.arena.to_vec(), out.items.iter().any(|output| matches!(output, Output::Close(_))))
+    }
+
+    #[test]
+    fn a_message_up_to_the_limit_is_echoed() {
+        assert_eq!(answer(b"four"), (b"\x82\x04four".to_vec(), false));
+    }
+
+    #[test]
+    fn a_message_above_the_limit_is_refused_with_1009() {
+        let (bytes, closes) = answer(b"fives");
+        assert_eq!((bytes[0], u16::from_be_bytes([bytes[2], bytes[3]]), closes), (0x88, 1009, true));
     }
 }

@@ -135,6 +135,9 @@ pub(crate) struct EchoArgs {
     /// Threads with connections of their own; 0: one per core.
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(..=1024))]
     pub(crate) shards: u16,
+    /// The largest message that is echoed; a larger one is refused with 1009.
+    #[arg(long, default_value_t = gateway::echo::MESSAGE_BYTES_MAX, value_name = "BYTES")]
+    pub(crate) message_bytes_max: u32,
 }
 
 /// `parley check`

@@ -24,7 +24,7 @@ fn serve(args: &EchoArgs) -> Result<(), Failure> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(1024) as u16);
     let shards = if args.shards == 0 { cores } else { args.shards };
     let options = Options { name: "echo".to_owned(), listen: args.listen, driver, shards, ..Options::default() };
-    let handle = gateway::echo::serve(options).map_err(|error| Failure::of(&error))?;
+    let handle = gateway::echo::serve_up_to(options, args.message_bytes_max).map_err(|error| Failure::of(&error))?;
     println!("echo     driver {}, {shards} shards", handle.driver());
     println!("ready {}", server::client_url(handle.addr(), "/"));
     if signals.wait_while(|| handle.is_running()) {
