@@ -1,6 +1,7 @@
 //! The store in memory: the oracle that engines are compared with, and the ground of the simulator. It asserts what a
 //! writer promises an engine. Rows are put by key, so putting one twice changes nothing.
 
+use crate::planted::{self, Bug};
 use crate::store::{
     Append, Checkpoint, CommandName, CommandRow, EntryRow, Group, MarkRow, MemberRow, Meta, OpId, Outcome, ReadError,
     Store, StoreRequest, StoreResult, StoredChat, StoredMember, StoredUser, UserRow, View,
@@ -93,7 +94,7 @@ impl State {
     fn put_marks(&mut self, group: &Group) {
         for write in &group.marks {
             let marks = self.chats.entry(write.chat_id).or_default().marks.entry(write.user_id).or_default();
-            if write.row.read_seq >= marks.read_seq {
+            if write.row.read_seq >= marks.read_seq || planted::has(Bug::ReadMarkFalls) {
                 (marks.read_seq, marks.read_ordinal, marks.read_sent) =
                     (write.row.read_seq, write.row.read_ordinal, write.row.read_sent);
             }
@@ -317,12 +318,14 @@ impl Model {
 
     /// Applies a group that goes on from the last one, or was applied before.
     pub fn commit(&mut self, group: &Group) -> Outcome {
-        if group.writer_epoch < self.state.meta.writer_epoch {
+        if group.writer_epoch < self.state.meta.writer_epoch && !planted::has(Bug::WriterNotFenced) {
             return Outcome::Fenced;
         }
         if group.no > self.group_no {
             assert_eq!(group.no, self.group_no + 1, "groups are dense");
-            self.state.check_group(group);
+            if !planted::any() {
+                self.state.check_group(group);
+            }
             self.state.put(group);
             self.group_no = group.no;
         }

@@ -1,6 +1,7 @@
 //! Answers to reads: pure functions over a [`View`], used by reader threads and the simulator. They stop at what is
 //! confirmed, because the view does.
 
+use crate::planted::{self, Bug};
 use crate::store::{EntryRow, MarkRow, MemberRow, ReadError, View};
 use crate::writer::check_identity;
 use parley_protocol::event::unread;
@@ -112,6 +113,13 @@ fn inbox(
             page.entries[at] = InboxEntry::Own(own_state(chat_id, &view.marks(chat_id, user_id)?));
         }
     }
+    if planted::has(Bug::SupersededOmitted) {
+        page.entries.retain(|entry| *entry != InboxEntry::Empty);
+        page.to = after + page.entries.len() as u64;
+    }
+    if planted::has(Bug::PageMovesTooFar) {
+        page.to = head;
+    }
     Ok(Reply::Inbox(page))
 }
 
@@ -143,9 +151,14 @@ fn access(view: &(impl View + ?Sized), chat_id: ChatId, user_id: UserId) -> Resu
 
 /// The ranges of `seq` within `low..=high` that the intervals allow, rising, without overlap.
 fn ranges(intervals: &[Interval], low: u64, high: u64) -> Vec<(u64, u64)> {
+    if planted::has(Bug::HistoryOutsideIntervals) && low <= high {
+        return vec![(low, high)];
+    }
+    let unserved = u64::from(planted::has(Bug::RemovalNotServed));
+    let last_of = |interval: &Interval| interval.left_seq.map_or(high, |left_seq| left_seq - unserved);
     let mut ranges: Vec<(u64, u64)> = intervals
         .iter()
-        .map(|interval| (interval.history_from.max(low), interval.left_seq.unwrap_or(high).min(high)))
+        .map(|interval| (interval.history_from.max(low), last_of(interval).min(high)))
         .filter(|(from, to)| from <= to)
         .collect();
     ranges.sort_unstable();
@@ -168,9 +181,9 @@ fn history(
     limit: u32,
 ) -> Result<Reply, ReadError> {
     let row = match access(view, chat_id, user_id)? {
-        Access::Member(row) => row,
+        Access::Member(row) if row.role.is_some() || !planted::has(Bug::FormerMembersRefused) => row,
         Access::Unwritten => return Ok(Reply::History { events: Vec::new(), more: false }),
-        Access::None => return Ok(Reply::Refused(ErrorCode::NoSuchChat)),
+        Access::Member(_) | Access::None => return Ok(Reply::Refused(ErrorCode::NoSuchChat)),
     };
     if before.is_some() && after.is_some() {
         return Ok(Reply::Refused(ErrorCode::BadFrame));
@@ -226,6 +239,7 @@ fn chats(
     let mut rows = view.chats(user_id, after, limit as u32 + 1)?;
     let mut more = rows.len() > limit;
     rows.truncate(limit);
+    rows.retain(|(_, row)| row.role.is_some() || !planted::has(Bug::LeftChatsOmitted));
     let mut size = Page { bytes: 0, any: false };
     let mut chats = Vec::with_capacity(rows.len());
     for (chat_id, row) in rows {
@@ -270,6 +284,7 @@ fn summary(
         event.ok_or_else(|| missing(format_args!("event {visible_seq} of chat {chat_id}")))?
     };
     let marks = view.marks(chat_id, user_id)?;
+    let sent = if planted::has(Bug::OwnMessagesUnread) { marks.read_sent } else { sent };
     let members = view.member_count(chat_id)?;
     Ok(ChatSummary {
         chat_id,

@@ -28,6 +28,7 @@ mod roles;
 pub use api::{Action, HaltReason, LinkId, Now, Options, Status};
 pub(crate) use login::check_identity;
 
+use crate::planted::{self, Bug};
 use crate::store::{CommandName, Meta, OpId, StoreRequest, StoreResult};
 use cache::{Cache, Chat, User};
 use groups::{Flight, Gathering};
@@ -199,6 +200,7 @@ impl Writer {
         self.resubmit_unknown();
         if let Phase::Waiting { retry_at } = self.phase
             && now.mono_ms >= retry_at
+            && !planted::has(Bug::NoProbeAfterFailure)
         {
             self.probe();
         }
@@ -212,7 +214,7 @@ impl Writer {
     /// When [`Writer::handle_timer`] wants to be called, in milliseconds of the clock that never steps.
     pub fn next_timer(&self) -> Option<u64> {
         let retry = match self.phase {
-            Phase::Waiting { retry_at } => Some(retry_at),
+            Phase::Waiting { retry_at } if !planted::has(Bug::NoProbeAfterFailure) => Some(retry_at),
             Phase::Halted => return None,
             _ => None,
         };

@@ -1,5 +1,6 @@
 //! Chats and users in memory: the state as of everything numbered, durable or not. Nothing in here decides.
 
+use crate::planted::{self, Bug};
 use crate::store::{Checkpoint, MarkRow, MemberRow, StoredChat, StoredUser};
 use hashbrown::HashMap;
 use parley_protocol::body::{Body, kind};
@@ -159,6 +160,16 @@ impl Chat {
         self.member(user_id).and_then(|member| member.role)
     }
 
+    /// Whether somebody may send: a member now, unless a planted bug looks at the past.
+    pub(super) fn may_send(&self, user_id: UserId) -> bool {
+        self.member(user_id).is_some_and(|member| {
+            let left_seq = member.intervals.last().and_then(|interval| interval.left_seq);
+            member.role.is_some()
+                || planted::has(Bug::FormerMembersMaySend)
+                || (planted::has(Bug::RemovedMaySend) && left_seq > Some(self.durable_seq))
+        })
+    }
+
     /// Members now.
     pub(super) fn present_members(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| member.role.is_some())
@@ -237,7 +248,7 @@ impl User {
             None => User::default(),
             Some(stored) => User {
                 exists: true,
-                inbox_head: stored.inbox_head,
+                inbox_head: stored.inbox_head.saturating_sub(u64::from(planted::has(Bug::InboxHeadTooLow))),
                 name: stored.row.name.into_boxed_str(),
                 usage: Usage::default(),
             },

@@ -4,6 +4,7 @@ use super::api::{HaltReason, LinkId};
 use super::jobs::Answered;
 use super::loads::Op;
 use super::{Phase, Writer};
+use crate::planted::{self, Bug};
 use crate::store::{Append, Group, Meta, OpId, Outcome, StoreRequest};
 use parley_idgen::NotYet;
 use parley_protocol::ChatId;
@@ -67,7 +68,7 @@ enum FlightState {
 impl Flight {
     pub(super) fn resubmit_at(&self) -> Option<u64> {
         match self.state {
-            FlightState::Unknown { retry_at } => Some(retry_at),
+            FlightState::Unknown { retry_at } if !planted::has(Bug::UnknownNotRepeated) => Some(retry_at),
             _ => None,
         }
     }
@@ -80,6 +81,9 @@ impl Flight {
 impl Writer {
     /// Whether a command finds room in the gathered group; makes room by sealing it, if the store has a slot free.
     pub(super) fn has_room(&mut self) -> bool {
+        if planted::has(Bug::BatchUnbounded) {
+            return true;
+        }
         let full = |gathering: &Gathering, writer: &Writer| {
             gathering.commands >= writer.options.batch_commands_max || gathering.bytes >= writer.options.batch_bytes_max
         };
@@ -91,7 +95,9 @@ impl Writer {
 
     /// The append of a chat in the gathered group, which is made if there is none.
     pub(super) fn append_of<'a>(group: &'a mut Group, chat_id: ChatId, at: &mut (u64, usize)) -> &'a mut Append {
-        if at.0 != group.no {
+        let misplaced = |append: &Append| append.chat_id != chat_id;
+        let fallen = planted::has(Bug::FallenChatsKept) && group.appends.get(at.1).is_none_or(misplaced);
+        if at.0 != group.no || fallen {
             *at = (group.no, group.appends.len());
             group.appends.push(Append {
                 chat_id,
@@ -106,6 +112,14 @@ impl Writer {
     }
 
     pub(super) fn attach(&mut self, to: Answered, reply: Reply) {
+        let early = match &reply {
+            Reply::Durable(_) => planted::has(Bug::AnswersBeforeCommit),
+            Reply::Opened | Reply::Chat(_) => planted::has(Bug::OpenAnsweredEarly),
+            _ => false,
+        };
+        if early {
+            return self.answer(to, reply);
+        }
         self.gathering.pending.push(Pending::Reply { to, reply });
     }
 
@@ -202,7 +216,7 @@ impl Writer {
         let at = self.flights.iter().position(|flight| flight.op == op).expect("a commit in flight has its flight");
         let flight = &mut self.flights[at];
         let fallen = flight.state == FlightState::Fallen;
-        match outcome {
+        match guessed(outcome) {
             Outcome::Fenced => self.halt(HaltReason::Fenced),
             Outcome::Broken(what) => self.halt(HaltReason::Broken(what)),
             Outcome::Failed(_) if fallen => {
@@ -314,12 +328,13 @@ impl Writer {
     fn fall(&mut self, at: usize, why: String) {
         let failed = self.flights.remove(at).expect("it is in flight");
         let mut fallen = failed.gathering.pending;
+        let mut on_top = Vec::new();
         let mut applied = false;
         // Those without an operation in the store are gone at once; the others are waited for.
         let later = self.flights.split_off(at);
         for mut flight in later {
             applied |= flight.state == FlightState::Durable;
-            fallen.append(&mut flight.gathering.pending);
+            on_top.append(&mut flight.gathering.pending);
             if flight.state == FlightState::Submitted {
                 flight.state = FlightState::Fallen;
                 self.flights.push_back(flight);
@@ -331,7 +346,11 @@ impl Writer {
         }
         self.reason = Some(why);
         self.phase = Phase::Draining;
-        fallen.append(&mut self.gathering.pending);
+        on_top.append(&mut self.gathering.pending);
+        if planted::has(Bug::FallTakesNotAll) {
+            on_top.drain(..).for_each(|pending| self.release_pending(pending));
+        }
+        fallen.append(&mut on_top);
         self.drop_numbered(fallen);
         self.end_drain();
     }
@@ -372,8 +391,12 @@ impl Writer {
     }
 
     fn forget_loaded(&mut self) {
-        self.chats.clear();
-        self.users.clear();
+        if !planted::has(Bug::FallenChatsKept) {
+            self.chats.clear();
+        }
+        if !planted::has(Bug::FallenInboxesKept) {
+            self.users.clear();
+        }
         self.names.clear();
         self.uniques.clear();
         self.queues.clear();
@@ -396,5 +419,14 @@ impl Writer {
             self.release_pending(pending);
         }
         self.run_hellos();
+    }
+}
+
+/// The outcome, unless a planted bug guesses one that is not known.
+fn guessed(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Unknown if planted::has(Bug::UnknownTakenAsDurable) => Outcome::Durable,
+        Outcome::Unknown if planted::has(Bug::UnknownTakenAsFailed) => Outcome::Failed("guessed".to_owned()),
+        outcome => outcome,
     }
 }

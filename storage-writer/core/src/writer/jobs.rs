@@ -6,6 +6,7 @@ use super::cache::Chat;
 use super::loads::Need;
 use super::marks::Fact;
 use super::{Phase, Writer};
+use crate::planted::{self, Bug};
 use crate::store::CommandName;
 use parley_protocol::link::{Ask, Reply, Request};
 use parley_protocol::{ChatId, ChatKind, ErrorCode, UserId, limits, partition};
@@ -100,7 +101,12 @@ impl Writer {
             Ask::Command(command) => command.chat_id.map(partition::of_chat),
             _ => None,
         };
-        to.epoch < self.meta.home_epoch || partition.is_some_and(|at| to.epoch < self.opened[at as usize])
+        if planted::has(Bug::OlderEpochsTaken) {
+            return false;
+        }
+        let creates = partition.is_none() && matches!(ask, Ask::Command(_));
+        let granted = to.epoch < self.meta.home_epoch && (creates || !planted::has(Bug::GrantIsNoBarrier));
+        granted || partition.is_some_and(|at| to.epoch < self.opened[at as usize])
     }
 
     /// Takes again the hellos that wait for the store to be well again.
@@ -116,7 +122,7 @@ impl Writer {
         if let Err(code) = check_shape(&ask) {
             return self.answer(to, Reply::Refused(code));
         }
-        if self.jobs.len() >= self.options.parked_max {
+        if self.jobs.len() >= self.options.parked_max && !planted::has(Bug::ParkedUnbounded) {
             return self.answer(to, Reply::Failed);
         }
         let queue = match &ask {
@@ -257,6 +263,9 @@ impl Writer {
 
     /// Runs again what waited for room, or for an id.
     pub(super) fn run_stalled(&mut self) {
+        if planted::has(Bug::StalledForgotten) {
+            return;
+        }
         for _ in 0..self.stalled.len() {
             if self.phase != Phase::Serving || !self.has_room() {
                 return;

@@ -5,8 +5,9 @@ use super::cache::{Chat, Member, User};
 use super::jobs::{Answered, JobKey, Judged};
 use super::loads::{NameState, Need};
 use super::roles::{Decision, decide, distinct, title_fits};
+use crate::planted::{self, Bug};
 use crate::store::{CommandName, CommandRow, Entry, EntryRow, MarkRow, MarkWrite};
-use parley_idgen::NotYet;
+use parley_idgen::{EPOCH_UNIX_MS, NotYet, SEQUENCE_BITS, WORKER_BITS};
 use parley_protocol::body::{Body, Envelope, MembershipBody, TitleBody, check_message, kind};
 use parley_protocol::frame::Change;
 use parley_protocol::link::{Action, Ask, ChatState, Command, Committed, MemberState, Reply, Target};
@@ -54,7 +55,7 @@ impl Writer {
 
     /// The inboxes that may get an entry: everybody's, unless the chat is large before and after.
     pub(super) fn needs_of_command(&self, chat: &Chat, command: &Command, needs: &mut Vec<Need>) {
-        if chat.role(command.sender).is_none() {
+        if !chat.may_send(command.sender) {
             return;
         }
         let max = self.options.inbox_fanout_members_max;
@@ -142,9 +143,17 @@ impl Writer {
         let chat_id = command.chat_id.unwrap_or(ChatId(0));
         let name = CommandName { chat_id, sender: command.sender, client_msg_id: command.client_msg_id };
         let state = self.names.get(&name).expect("the job waits on it").state;
-        if let NameState::Known(Some(row)) | NameState::Flight(row) = state {
+        let flies = matches!(state, NameState::Flight(_));
+        if let NameState::Known(Some(row)) | NameState::Flight(row) = state
+            && !(flies && planted::has(Bug::LooksUpOnlyDurable))
+        {
             let CommandRow { chat_id, message_id, seq, .. } = row;
-            self.attach(to, Reply::Duplicate { chat_id, message_id, seq });
+            let reply = Reply::Duplicate { chat_id, message_id, seq };
+            if planted::has(Bug::DuplicateAnsweredAtOnce) {
+                self.answer(to, reply);
+            } else {
+                self.attach(to, reply);
+            }
             return Judged::Done;
         }
         if !self.has_room() {
@@ -189,7 +198,9 @@ impl Writer {
     ) -> Result<Vec<Committed>, Refusal> {
         self.greet(chat_id);
         let chat = self.chats.get(chat_id).expect("the job was prepared");
-        chat.role(name.sender).ok_or(ErrorCode::NoSuchChat)?;
+        if !chat.may_send(name.sender) {
+            return Err(ErrorCode::NoSuchChat.into());
+        }
         if envelope.kind != kind::MESSAGE {
             return Err(ErrorCode::UnsupportedKind.into());
         }
@@ -293,19 +304,20 @@ impl Writer {
         envelope: Envelope,
         changes: &[MemberChange],
     ) -> Committed {
-        let Writer { chats, users, gathering, options, .. } = self;
+        let Writer { chats, users, gathering, options, now, .. } = self;
         let chat = chats.get_mut(chat_id).expect("the job was prepared");
         assert!(id > chat.last_message_id, "ids rise within a chat");
         let is_first = chat.head_seq == 0;
-        let large_before = chat.present > options.inbox_fanout_members_max;
-        let is_message = envelope.kind == kind::MESSAGE;
-        chat.head_seq += 1;
+        let large_above = options.inbox_fanout_members_max;
+        let large_before = chat.present > large_above;
+        let is_message = envelope.kind == kind::MESSAGE || planted::has(Bug::OrdinalCountsAll);
+        chat.head_seq += 1 + u64::from(planted::has(Bug::SeqWithHole) && chat.head_seq % 5 == 4);
         chat.head_ordinal += u64::from(is_message);
         chat.last_message_id = id;
         chat.usage.group_no = gathering.group.no;
         let seq = chat.head_seq;
         apply_changes(chat, changes, seq);
-        let large = chat.present > options.inbox_fanout_members_max;
+        let large = if planted::has(Bug::SizeBeforeEvent) { large_before } else { chat.present > large_above };
 
         let sender = chat.member_mut(name.sender).expect("it was judged");
         sender.sent += u64::from(is_message);
@@ -313,7 +325,7 @@ impl Writer {
             chat_id,
             seq,
             ordinal: chat.head_ordinal,
-            message_id: MessageId(id),
+            message_id: MessageId(if planted::has(Bug::IdsFollowTheClock) { clock_id(now.unix_ms, id) } else { id }),
             sender: name.sender,
             sender_sent: chat.member(name.sender).expect("it was judged").sent,
             client_msg_id: name.client_msg_id,
@@ -326,18 +338,26 @@ impl Writer {
             user.inbox_head += 1;
             user.usage.group_no = chat.usage.group_no;
             let inbox_seq = user.inbox_head;
-            targets.push(Target { user_id, inbox_seq });
+            targets.push(Target { user_id, inbox_seq: inbox_seq + u64::from(planted::has(Bug::TargetsOffByOne)) });
             append.entries.push(Entry { user_id, inbox_seq, row: EntryRow::Event { chat_id, seq } });
         };
-        let everyone = !(large && large_before);
+        let stays_large = large && large_before;
+        let everyone = !stays_large && !crossing_untold(large_before, large);
         if everyone {
-            chat.members.iter().filter(|member| member.role.is_some()).for_each(|member| target(member.user_id));
+            let told = |member: &&Member| member.role.is_some() && !untold(member, seq, chat.durable_seq);
+            chat.members.iter().filter(told).for_each(|member| target(member.user_id));
         }
         for change in changes {
             let gone = matches!(change.action, MemberAction::Removed | MemberAction::Left);
-            if gone || (!everyone && change.action == MemberAction::Added) {
+            let joined = change.action == MemberAction::Added;
+            let again = everyone && planted::has(Bug::EntryTwice);
+            let is_told = !planted::has(if gone { Bug::LeaverUntold } else { Bug::JoinerUntoldInLargeChats });
+            if is_told && (gone || (joined && (!everyone || again))) {
                 target(change.user_id);
             }
+        }
+        if planted::has(Bug::TargetMissing) {
+            targets.pop();
         }
         gathering.bytes += event.envelope.body.len() + 64 * (targets.len() + 2);
         append.events.push(event.clone());
@@ -392,6 +412,25 @@ fn apply_changes(chat: &mut Chat, changes: &[MemberChange], seq: u64) {
             }
         }
     }
+}
+
+/// Whether a planted bug leaves a member without an entry of the event `seq`.
+fn untold(member: &Member, seq: u64, durable_seq: u64) -> bool {
+    let joined_seq = member.intervals.last().map_or(0, |interval| interval.joined_seq);
+    (planted::has(Bug::TargetsBeforeEvent) && joined_seq == seq)
+        || (planted::has(Bug::TargetsBeforeBatch) && joined_seq > durable_seq)
+}
+
+/// Whether a planted bug leaves everybody without an entry of the event that carries the chat across the limit.
+fn crossing_untold(large_before: bool, large: bool) -> bool {
+    (planted::has(Bug::CrossingUpUntold) && large && !large_before)
+        || (planted::has(Bug::CrossingDownUntold) && large_before && !large)
+}
+
+/// An id of this millisecond, whatever was given before: what a planted bug gives.
+fn clock_id(unix_ms: u64, id: u64) -> u64 {
+    let shift = WORKER_BITS + SEQUENCE_BITS;
+    (unix_ms.saturating_sub(EPOCH_UNIX_MS) << shift) | (id & ((1 << shift) - 1))
 }
 
 /// Why nothing was numbered.

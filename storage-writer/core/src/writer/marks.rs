@@ -4,6 +4,7 @@ use super::Writer;
 use super::cache::{Chat, Member};
 use super::jobs::{Answered, Judged};
 use super::loads::Need;
+use crate::planted::{self, Bug};
 use crate::store::{MarkRow, MarkWrite, StoreRequest};
 use parley_protocol::link::{MarkUpdate, Marked, Reply};
 use parley_protocol::{ChatId, ErrorCode, Event, UserId};
@@ -129,6 +130,12 @@ impl Writer {
                     (fact.ordinal.expect("it was loaded"), fact.sent.expect("it was counted"))
                 };
             }
+            if planted::has(Bug::ReadMarkFalls) && update.read_seq == 0 && self.users.get(update.user_id).is_some() {
+                (row.read_seq, row.read_ordinal, row.read_sent) = (0, 0, 0);
+            }
+            if planted::has(Bug::DeliveredMarkFalls) {
+                row.delivered_seq = 0;
+            }
             if update.delivered_seq <= chat.durable_seq {
                 row.delivered_seq = row.delivered_seq.max(update.delivered_seq);
             }
@@ -177,7 +184,7 @@ impl Writer {
         if before != row {
             usage.group_no = group_no;
             gathering.bytes += size_of::<MarkWrite>();
-            if !own_changed && member.mark_at.0 == group_no {
+            if !own_changed && member.mark_at.0 == group_no && !planted::has(Bug::FallenChatsKept) {
                 gathering.group.marks[member.mark_at.1].row = row;
             } else {
                 member.mark_at = (group_no, gathering.group.marks.len());
