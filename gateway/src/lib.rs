@@ -4,6 +4,8 @@ pub mod echo;
 mod host;
 pub mod identity;
 pub mod mesh;
+#[cfg(test)]
+mod mesh_model;
 pub mod plane;
 mod refusals;
 mod serve;

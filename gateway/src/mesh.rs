@@ -4,10 +4,130 @@
 use crossbeam::queue::ArrayQueue;
 use gateway_core::brain::{MeshClass, MeshMessage};
 use rustix::event::EventfdFlags;
+use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
+
+/// What a mesh is woven from. [`Native`] is what ships; `mesh_model` weaves the same mesh from atomics whose every
+/// interleaving is explored. Nothing here costs anything: all of it is known when it is compiled.
+pub(crate) trait Fabric: fmt::Debug + 'static {
+    type Flag: Flag;
+    type Bell: Bell;
+    type Queue<T: Send>: Queue<T>;
+
+    /// A sequentially consistent fence. Each side of the wake has one, and each needs that of the other.
+    fn fence(side: Side);
+}
+
+/// Who fences.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Between saying that it sleeps and the last look at its queues.
+    Sleeper,
+    /// Between putting something on a queue and the look at who sleeps.
+    Sender,
+}
+
+/// An atomic boolean, with the orderings that the wake needs.
+pub(crate) trait Flag {
+    fn new() -> Self;
+    fn set(&self, value: bool);
+    /// Relaxed.
+    fn peek(&self) -> bool;
+    /// Clears it, and says whether it was set: true for one caller only.
+    fn take(&self) -> bool;
+}
+
+/// What a shard sleeps on.
+pub(crate) trait Bell: Sized {
+    fn new() -> io::Result<Self>;
+    fn ring(&self);
+}
+
+/// A bounded queue; `mesh` has one sender and one receiver for each.
+pub(crate) trait Queue<T> {
+    fn new(capacity: usize) -> Self;
+    fn push(&self, item: T) -> Result<(), T>;
+    fn pop(&self) -> Option<T>;
+    fn len(&self) -> usize;
+    fn is_empty(&self) -> bool;
+}
+
+/// Atomics of the standard library, eventfds, crossbeam's queues.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Native;
+
+impl Fabric for Native {
+    type Flag = AtomicBool;
+    type Bell = OwnedFd;
+    type Queue<T: Send> = ArrayQueue<T>;
+
+    #[inline]
+    fn fence(_: Side) {
+        fence(Ordering::SeqCst);
+    }
+}
+
+impl Flag for AtomicBool {
+    fn new() -> Self {
+        AtomicBool::new(false)
+    }
+
+    #[inline]
+    fn set(&self, value: bool) {
+        self.store(value, Ordering::SeqCst);
+    }
+
+    #[inline]
+    fn peek(&self) -> bool {
+        self.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    fn take(&self) -> bool {
+        self.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl Bell for OwnedFd {
+    fn new() -> io::Result<Self> {
+        // Blocking: the glommio host reads it through a ring, where a non-blocking file would end the read at once.
+        Ok(rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?)
+    }
+
+    fn ring(&self) {
+        // It fails only when the counter is full, and then the shard is awake.
+        let _ = rustix::io::write(self, &1u64.to_ne_bytes());
+    }
+}
+
+impl<T> Queue<T> for ArrayQueue<T> {
+    fn new(capacity: usize) -> Self {
+        ArrayQueue::new(capacity)
+    }
+
+    #[inline]
+    fn push(&self, item: T) -> Result<(), T> {
+        ArrayQueue::push(self, item)
+    }
+
+    #[inline]
+    fn pop(&self) -> Option<T> {
+        ArrayQueue::pop(self)
+    }
+
+    #[inline]
+    fn len(&self) -> usize {
+        ArrayQueue::len(self)
+    }
+
+    #[inline]
+    fn is_empty(&self) -> bool {
+        ArrayQueue::is_empty(self)
+    }
+}
 
 /// Room of each queue of one ordered pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,76 +150,78 @@ impl Default for Capacities {
 
 /// Wakes one shard out of its sleep, and only then: writing the eventfd costs a system call.
 #[derive(Debug)]
-pub(crate) struct Waker {
-    eventfd: OwnedFd,
-    asleep: AtomicBool,
+pub(crate) struct Waker<F: Fabric = Native> {
+    bell: F::Bell,
+    asleep: F::Flag,
 }
 
 impl Waker {
+    pub(crate) fn eventfd(&self) -> &OwnedFd {
+        &self.bell
+    }
+}
+
+impl<F: Fabric> Waker<F> {
     fn new() -> io::Result<Self> {
-        // Blocking: the glommio host reads it through a ring, where a non-blocking file would end the read at once.
-        let eventfd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC)?;
-        Ok(Self { eventfd, asleep: AtomicBool::new(false) })
+        Ok(Self { bell: F::Bell::new()?, asleep: F::Flag::new() })
     }
 
-    pub(crate) fn eventfd(&self) -> &OwnedFd {
-        &self.eventfd
+    #[cfg(test)]
+    pub(crate) fn bell(&self) -> &F::Bell {
+        &self.bell
     }
 
     /// Says that the shard is about to sleep. It must look at its queues once more after this, and before it sleeps.
     pub(crate) fn arm(&self) {
-        self.asleep.store(true, Ordering::SeqCst);
+        self.asleep.set(true);
         // Pairs with the fence of `wake`: either the sender sees the flag, or this shard sees the message.
-        fence(Ordering::SeqCst);
+        F::fence(Side::Sleeper);
     }
 
     pub(crate) fn disarm(&self) {
-        self.asleep.store(false, Ordering::SeqCst);
+        self.asleep.set(false);
     }
 
     /// Wakes the shard if it sleeps, after something was put where it will look.
     pub(crate) fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst) {
-            // It fails only when the counter is full, and then the shard is awake.
-            let _ = rustix::io::write(&self.eventfd, &1u64.to_ne_bytes());
+        F::fence(Side::Sender);
+        if self.asleep.peek() && self.asleep.take() {
+            self.bell.ring();
         }
     }
 }
 
-#[derive(Debug)]
-struct Pair<M, T> {
-    request: ArrayQueue<M>,
-    answer: ArrayQueue<M>,
-    fanout: ArrayQueue<M>,
-    seat: ArrayQueue<T>,
+struct Pair<M: Send, T: Send, F: Fabric> {
+    request: F::Queue<M>,
+    answer: F::Queue<M>,
+    fanout: F::Queue<M>,
+    seat: F::Queue<T>,
 }
 
-impl<M, T> Pair<M, T> {
+impl<M: Send, T: Send, F: Fabric> Pair<M, T, F> {
     fn is_empty(&self) -> bool {
         self.answer.is_empty() && self.request.is_empty() && self.fanout.is_empty() && self.seat.is_empty()
     }
 }
 
 /// All queues of a process. `M` is the message, `T` a connection on its way.
-#[derive(Debug)]
-pub(crate) struct Mesh<M, T> {
+pub(crate) struct Mesh<M: Send, T: Send, F: Fabric = Native> {
     shards: u16,
     /// Indexed by `from * shards + to`.
-    pairs: Box<[Pair<M, T>]>,
-    wakers: Arc<[Waker]>,
+    pairs: Box<[Pair<M, T, F>]>,
+    wakers: Arc<[Waker<F>]>,
 }
 
-impl<M: MeshMessage, T> Mesh<M, T> {
+impl<M: MeshMessage, T: Send, F: Fabric> Mesh<M, T, F> {
     pub(crate) fn new(shards: u16, capacities: Capacities) -> io::Result<Self> {
         assert!(shards > 0, "a mesh has at least one shard");
         assert!(capacities.answer >= capacities.request, "every request reserves room for its answer");
         let pairs = (0..usize::from(shards) * usize::from(shards))
             .map(|_| Pair {
-                request: ArrayQueue::new(capacities.request),
-                answer: ArrayQueue::new(capacities.answer),
-                fanout: ArrayQueue::new(capacities.fanout),
-                seat: ArrayQueue::new(capacities.seat),
+                request: F::Queue::new(capacities.request),
+                answer: F::Queue::new(capacities.answer),
+                fanout: F::Queue::new(capacities.fanout),
+                seat: F::Queue::new(capacities.seat),
             })
             .collect();
         let wakers = (0..shards).map(|_| Waker::new()).collect::<io::Result<Vec<_>>>()?.into();
@@ -110,11 +232,11 @@ impl<M: MeshMessage, T> Mesh<M, T> {
         self.shards
     }
 
-    pub(crate) fn waker(&self, shard: u16) -> &Waker {
+    pub(crate) fn waker(&self, shard: u16) -> &Waker<F> {
         &self.wakers[usize::from(shard)]
     }
 
-    pub(crate) fn wakers(&self) -> Arc<[Waker]> {
+    pub(crate) fn wakers(&self) -> Arc<[Waker<F>]> {
         self.wakers.clone()
     }
 
@@ -122,7 +244,19 @@ impl<M: MeshMessage, T> Mesh<M, T> {
         self.wakers.iter().for_each(Waker::wake);
     }
 
-    fn pair(&self, from: u16, to: u16) -> &Pair<M, T> {
+    /// Says that a shard will sleep; false, and it is awake as before, when something came in the meantime. `has_news`
+    /// is asked last: what is not on a queue, and whose maker calls [`Waker::wake`] after making it.
+    pub(crate) fn arm(&self, shard: u16, has_news: impl FnOnce() -> bool) -> bool {
+        let waker = self.waker(shard);
+        waker.arm();
+        let idle = self.is_empty(shard) && !has_news();
+        if !idle {
+            waker.disarm();
+        }
+        idle
+    }
+
+    fn pair(&self, from: u16, to: u16) -> &Pair<M, T, F> {
         assert!(from < self.shards && to < self.shards, "shard {from} or {to} of {}", self.shards);
         &self.pairs[usize::from(from) * usize::from(self.shards) + usize::from(to)]
     }
@@ -174,9 +308,8 @@ impl<M: MeshMessage, T> Mesh<M, T> {
 }
 
 /// The sending side of one shard, turn by turn: whom it has to wake, and who refused a fan-out message.
-#[derive(Debug)]
-pub(crate) struct Sender<M, T> {
-    mesh: Arc<Mesh<M, T>>,
+pub(crate) struct Sender<M: Send, T: Send, F: Fabric = Native> {
+    mesh: Arc<Mesh<M, T, F>>,
     me: u16,
     targets: Box<[Target]>,
 }
@@ -189,8 +322,8 @@ struct Target {
     full: bool,
 }
 
-impl<M: MeshMessage, T> Sender<M, T> {
-    pub(crate) fn new(mesh: Arc<Mesh<M, T>>, me: u16) -> Self {
+impl<M: MeshMessage, T: Send, F: Fabric> Sender<M, T, F> {
+    pub(crate) fn new(mesh: Arc<Mesh<M, T, F>>, me: u16) -> Self {
         let targets = vec![Target::default(); usize::from(mesh.shards())].into();
         Self { mesh, me, targets }
     }
@@ -291,17 +424,17 @@ mod tests {
 
     #[test]
     fn only_a_sleeping_shard_is_woken() {
-        let waker = Waker::new().expect("eventfd");
+        let waker: Waker = Waker::new().expect("eventfd");
         let count = || {
             // A non-zero counter is readable; reading resets it.
             use rustix::event::{PollFd, PollFlags, Timespec, poll};
-            let mut fds = [PollFd::new(&waker.eventfd, PollFlags::IN)];
+            let mut fds = [PollFd::new(waker.eventfd(), PollFlags::IN)];
             let ready = poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).expect("poll");
             if ready == 0 {
                 return 0;
             }
             let mut bytes = [0; 8];
-            rustix::io::read(&waker.eventfd, &mut bytes).expect("readable");
+            rustix::io::read(waker.eventfd(), &mut bytes).expect("readable");
             u64::from_ne_bytes(bytes)
         };
         waker.wake();

@@ -188,13 +188,7 @@ impl<B: Brain, D: Driver> Shard<B, D> {
 
     /// Says that this shard will sleep; false when something came in the meantime.
     pub(crate) fn arm(&self) -> bool {
-        let waker = self.shared.mesh.waker(self.me);
-        waker.arm();
-        let idle = self.shared.mesh.is_empty(self.me) && !self.shared.control.has_news(self.draining);
-        if !idle {
-            waker.disarm();
-        }
-        idle
+        self.shared.mesh.arm(self.me, || self.shared.control.has_news(self.draining))
     }
 
     pub(crate) fn disarm(&self) {
