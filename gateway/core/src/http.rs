@@ -169,7 +169,11 @@ impl<'a> Headers<'a> {
         let mut found = Self::default();
         for header in headers {
             let is = |name: &str| header.name.eq_ignore_ascii_case(name);
-            let text = || core::str::from_utf8(header.value).map(str::trim).map_err(|_| NOT_TEXT);
+            // Only ASCII: `trim` would take other scripts' blanks off too, and what was sent would not be what is judged.
+            let text = || match core::str::from_utf8(header.value) {
+                Ok(text) if text.is_ascii() => Ok(text.trim()),
+                _ => Err(NOT_TEXT),
+            };
             let slot = match () {
                 () if is("host") => &mut found.host,
                 () if is("origin") => &mut found.origin,
@@ -322,6 +326,8 @@ mod tests {
             ("Upgrade: WebSocket\r\n", "", 426),
             ("keep-alive, Upgrade", "keep-alive", 426),
             ("Version: 13", "Version: 8", 426),
+            ("Version: 13", "Version: \u{a0}13\u{3000}", 400),
+            ("https://chat.example", "\u{a0}https://chat.example", 400),
             ("Host: chat.example\r\n", "", 400),
             ("Host: chat.example\r\n", "Host: a\r\nHost: b\r\n", 400),
             ("dGhlIHNhbXBsZSBub25jZQ==", "dGhlIHNhbXBsZQ==", 400),
