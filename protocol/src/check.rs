@@ -118,6 +118,7 @@ impl ClientFrame {
             ClientFrame::History(frame) => history(frame),
             ClientFrame::Members(frame) => {
                 require(frame.limit <= limits::MEMBERS_PAGE_MAX, "limit: at most 500")?;
+                require(frame.after.is_none_or(UserId::is_valid), "after: a user id is a number from 1 to 2^63 - 1")?;
                 chat(frame.chat_id)
             }
             ClientFrame::Resolve(frame) => resolve(frame),

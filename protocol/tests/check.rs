@@ -3,7 +3,7 @@
 mod common;
 
 use parley_protocol::check::{check_envelope, valid_name};
-use parley_protocol::frame::{Change, GroupChange, GroupCreate};
+use parley_protocol::frame::{Change, GroupChange, GroupCreate, Members};
 use parley_protocol::limits::*;
 use parley_protocol::wire::{Encoding, decode_client_frame};
 use parley_protocol::{
@@ -86,6 +86,13 @@ fn fields_that_exclude_each_other_and_pages() {
     assert_eq!(history(r#","before":5,"after":3"#), Some(ErrorCode::BadFrame));
     assert_eq!(history(r#","limit":201"#), Some(ErrorCode::BadFrame));
     assert_eq!(code(r#"{"type":"chats","request_id":1,"limit":101}"#), Some(ErrorCode::BadFrame));
+    let members = |after| {
+        let after = Some(UserId(after));
+        ClientFrame::Members(Members { request_id: 1, chat_id: common::group(), after, limit: 0 })
+    };
+    assert_eq!(members(1).check(), Ok(()));
+    // JSON takes no such id; rkyv carries it.
+    assert_eq!((bad(members(0)), bad(members(1 << 63))), (ErrorCode::BadFrame, ErrorCode::BadFrame));
     let mute = |until: u64| code(&format!(r#"{{"type":"mute","chat_id":"{}","until_ms":{until}}}"#, common::direct()));
     assert_eq!((mute(NUMBER_MAX), mute(NUMBER_MAX + 1)), (None, Some(ErrorCode::BadFrame)));
 }
