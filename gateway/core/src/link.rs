@@ -1,6 +1,8 @@
 //! The gateway's end of the link to the storage-writer: numbering, window, resend, epoch hello. Rule 6: after a cut,
 //! everything unanswered is sent again, in order and unchanged, until it is answered; an outcome is never guessed.
 
+use crate::planted::{self, Bug};
+use parley_protocol::ErrorCode;
 use parley_protocol::limits::LINK_VERSION;
 use parley_protocol::link::{Answer, Ask, LinkHello, LinkWelcome, Reply, Request, ToGateway, ToWriter};
 use parley_protocol::wire::{self, DecodeError};
@@ -132,7 +134,9 @@ impl<T> Link<T> {
     pub fn handle_up(&mut self, out: &mut Vec<u8>) {
         self.state = State::Greeting;
         self.input.clear();
-        self.next_unsent = 0;
+        if !planted::has(Bug::NotResent) {
+            self.next_unsent = 0;
+        }
         let hello = LinkHello {
             version: LINK_VERSION,
             gateway: self.gateway,
@@ -159,9 +163,14 @@ impl<T> Link<T> {
         self.unanswered += 1;
     }
 
+    /// How many entries may be unanswered on the link.
+    fn window(&self) -> usize {
+        if planted::has(Bug::WindowIgnored) { usize::MAX } else { self.window }
+    }
+
     /// True when [`Link::transmit`] has something to append.
     pub fn wants_transmit(&self) -> bool {
-        self.state == State::Up && self.next_unsent < self.pending.len().min(self.window)
+        self.state == State::Up && self.next_unsent < self.pending.len().min(self.window())
     }
 
     /// Appends what the window lets out, in order.
@@ -169,9 +178,17 @@ impl<T> Link<T> {
         if self.state != State::Up {
             return;
         }
-        let end = self.pending.len().min(self.window);
-        for pending in self.pending.range_mut(self.next_unsent.min(end)..end) {
+        let end = self.pending.len().min(self.window());
+        let start = self.next_unsent.min(end);
+        let resends = self.pending.get(start).is_some_and(|pending| pending.sent > 0);
+        let backwards = planted::has(Bug::ResentOutOfOrder) && resends;
+        for step in start..end {
+            let at = if backwards { start + end - 1 - step } else { step };
+            let pending = &mut self.pending[at];
             if pending.tag.is_some() {
+                if planted::has(Bug::ResentChanged) && pending.sent > 0 {
+                    rename(&mut pending.request);
+                }
                 // What was asked before the first grant leaves under the granted epoch, and never changes after that.
                 if let (ToWriter::Request(request), 0) = (&mut pending.request, pending.sent) {
                     request.home_epoch = self.home_epoch;
@@ -247,5 +264,28 @@ impl<T> Link<T> {
             self.first_no += 1;
             self.next_unsent = self.next_unsent.saturating_sub(1);
         }
+    }
+
+    /// What a planted bug does at a cut: commands that were sent are taken for refused.
+    pub(crate) fn guess_outcomes(&mut self, events: &mut VecDeque<LinkEvent<T>>) {
+        for pending in &mut self.pending {
+            let is_command = matches!(&pending.request, ToWriter::Request(Request { ask: Ask::Command(_), .. }));
+            if is_command
+                && pending.sent > 0
+                && let Some(tag) = pending.tag.take()
+            {
+                self.unanswered -= 1;
+                let reply = Reply::Refused(ErrorCode::Forbidden);
+                events.push_back(LinkEvent::Answer { tag, resent: false, reply });
+            }
+        }
+        self.forget_answered();
+    }
+}
+
+/// What a planted bug does to a command that is sent again.
+fn rename(request: &mut ToWriter) {
+    if let ToWriter::Request(Request { ask: Ask::Command(command), .. }) = request {
+        command.client_msg_id.0 ^= 1 << 127;
     }
 }

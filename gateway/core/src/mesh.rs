@@ -4,6 +4,7 @@
 use crate::brain::{MeshClass, MeshMessage};
 use crate::fan::Fan;
 use crate::output::ConnId;
+use crate::planted::{self, Bug};
 use parley_protocol::frame::{Head, Sent};
 use parley_protocol::link::{Command, Target};
 use parley_protocol::{ChatId, ClientMsgId, ErrorCode, UserId};
@@ -184,7 +185,7 @@ impl Credits {
     /// Takes a credit, if one is left.
     pub fn take(&mut self, shard: u16) -> bool {
         let open = &mut self.open[shard as usize];
-        let free = *open < self.max;
+        let free = *open < self.max || planted::has(Bug::CreditsUnbounded);
         *open += u32::from(free);
         free
     }

@@ -6,6 +6,7 @@ use super::{Barrier, Out, Shard, Tag, Timer};
 use crate::fan::Fan;
 use crate::mesh::{Fanout, HomeAsk, HomeReply, Mesh, Origin};
 use crate::output::Output;
+use crate::planted::{self, Bug};
 use crate::time::Now;
 use parley_protocol::frame::{Receipt, Sent, ServerFrame};
 use parley_protocol::link::{Ask, Committed, MarkUpdate, Reply, Target};
@@ -33,7 +34,11 @@ impl Shard {
         self.chats.insert(chat_id, home);
         self.chat_clock.push_back(chat_id);
         let partition = partition::of_chat(chat_id);
+        if planted::has(Bug::HomeLoadsBeforeOpen) {
+            self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+        }
         match self.barriers[partition as usize] {
+            Barrier::Open if planted::has(Bug::HomeLoadsBeforeOpen) => {}
             Barrier::Open => self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id }),
             barrier => {
                 self.behind_barrier.entry(partition).or_default().push(chat_id);
@@ -68,7 +73,7 @@ impl Shard {
         let chats = self.behind_barrier.remove(&partition).unwrap_or_default();
         if matches!(reply, Reply::Opened) {
             self.barriers[partition as usize] = Barrier::Open;
-            for chat_id in chats {
+            for chat_id in chats.into_iter().filter(|_| !planted::has(Bug::HomeLoadsBeforeOpen)) {
                 self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
             }
         } else {
@@ -155,7 +160,8 @@ impl Shard {
     fn home_act(&mut self, now: Now, origin: Origin, ask: HomeAsk, out: &mut Out) {
         let chat_id = ask.chat_id();
         let Some(home) = self.chats.get_mut(&chat_id) else { return };
-        if !matches!(ask, HomeAsk::Command(_)) && home.member(origin.user_id).is_none() {
+        let stranger = home.member(origin.user_id).is_none() && !planted::has(Bug::StrangersSubscribe);
+        if !matches!(ask, HomeAsk::Command(_)) && stranger {
             return self.reply(origin, refused(&ask, ErrorCode::NoSuchChat), out);
         }
         match ask {
@@ -212,6 +218,7 @@ impl Shard {
             // Rule 10: the first answer, and what it would have made known, may have been lost with its link.
             if let Reply::Duplicate { seq, .. } = &reply
                 && (resent || *seq > home.head_seq)
+                && !planted::no_nudge(Bug::DuplicateUntold)
             {
                 self.reload(chat_id);
             }
@@ -267,7 +274,7 @@ impl Shard {
             }
         }
         self.deliver_everywhere(now, &fan, targets, out);
-        for user_id in gone {
+        for user_id in gone.into_iter().filter(|_| !planted::has(Bug::RemovedStaySubscribed)) {
             let shard = self.shard_of(user_id);
             self.fan_out(now, shard, Fanout::EndSubscription { chat_id, user_id }, out);
         }
@@ -284,6 +291,9 @@ impl Shard {
         let mut by_shard: Vec<Vec<Target>> = vec![Vec::new(); self.options.shards as usize];
         for target in targets {
             by_shard[self.shard_of(target.user_id) as usize].push(target);
+        }
+        if planted::has(Bug::FanOutSkipsAShard) {
+            by_shard.pop();
         }
         for (shard, targets) in by_shard.into_iter().enumerate() {
             if shard == self.options.shard as usize {
@@ -378,7 +388,9 @@ impl Shard {
                 self.deliver_everywhere(now, &fan, vec![Target { user_id, inbox_seq }], out);
             }
         }
-        self.arm_receipts(now, chat_id);
+        if !planted::has(Bug::ReceiptsNotRearmed) {
+            self.arm_receipts(now, chat_id);
+        }
     }
 
     fn arm_heads(&mut self, now: Now, chat_id: ChatId) {

@@ -7,6 +7,7 @@ use super::streams::flush_beside;
 use super::{Out, Shard, Timer};
 use crate::fan;
 use crate::output::{ConnId, Output};
+use crate::planted::{self, Bug};
 use crate::stats::Reason;
 use crate::time::Now;
 use crate::ws::{self, Decoder, Event};
@@ -120,6 +121,10 @@ impl Shard {
 
     /// Goes on with a session whose frame may have room now.
     pub(super) fn unpark(&mut self, now: Now, conn: ConnId, out: &mut Out) {
+        let waits = self.session(conn).and_then(|session| session.parked.as_ref()).map(|parked| parked.wait);
+        if planted::has(Bug::ParkedNeverResumed) && matches!(waits, Some(Wait::Outbox | Wait::Answers)) {
+            return;
+        }
         let Some(mut parked) = self.session(conn).and_then(|session| session.parked.take()) else { return };
         match self.take_frame(now, conn, parked.frame, out) {
             Taken::Wait(frame, wait) => {
@@ -190,7 +195,7 @@ impl Shard {
         if queued > room || session.closing {
             return;
         }
-        if session.stream.is_behind() {
+        if session.stream.is_behind() && !planted::has(Bug::SlowNeverResumed) {
             self.want_read(conn);
         }
         let Some(session) = self.session(conn) else { return };

@@ -6,6 +6,7 @@ use super::{Out, Shard, Tag, Timer};
 use crate::fan::Fan;
 use crate::mesh::{Fanout, HomeReply, Mesh, Origin};
 use crate::output::{ConnId, Output};
+use crate::planted::{self, Bug};
 use crate::time::Now;
 use parley_protocol::check::NO_SUCH_CHAT;
 use parley_protocol::frame::{ChatList, Error, Head, HistoryPage, MemberPage, ServerFrame, Users};
@@ -26,7 +27,9 @@ impl Shard {
             Mesh::Ask { origin, ask } => self.home_ask(now, origin, ask, out),
             Mesh::Reply { origin, reply } => {
                 self.take_reply(now, origin, reply, out);
-                self.credit_back(now, from, out);
+                if from == self.options.shard || !planted::has(Bug::CreditNotReturned) {
+                    self.credit_back(now, from, out);
+                }
             }
             Mesh::Fanout(fanout) => self.take_fanout(now, from, fanout, out),
         }
@@ -190,6 +193,7 @@ impl Shard {
     pub(super) fn owe(&mut self, now: Now, shard: u16, fanout: Fanout) {
         let owed = &mut self.owed[shard as usize];
         match fanout {
+            Fanout::Deliver { .. } if planted::no_nudge(Bug::OverflowUntold) => return,
             Fanout::Deliver { targets, .. } => owed.nudges.extend(targets.iter().map(|target| target.user_id)),
             Fanout::Nudge(users) => owed.nudges.extend(users),
             Fanout::NudgeAll => owed.nudge_all = true,
@@ -242,7 +246,8 @@ impl Shard {
             Tag::Marks { chat_id, marks } => self.marks_done(now, chat_id, marks, reply, out),
             Tag::Inbox { conn } => self.take_inbox(now, conn, reply, out),
             Tag::Create { conn, client_msg_id } => {
-                if resent && matches!(reply, Reply::Duplicate { .. }) {
+                let told = !planted::no_nudge(Bug::DuplicateUntold);
+                if resent && told && matches!(reply, Reply::Duplicate { .. }) {
                     // Its members are not known here, and may have looked before it was there.
                     (0..self.options.shards).for_each(|shard| self.fan_out(now, shard, Fanout::NudgeAll, out));
                 }
@@ -310,7 +315,12 @@ impl Shard {
     fn page(&mut self, conn: ConnId, request_id: u32, chat_id: Option<ChatId>, reply: Reply, out: &mut Out) {
         let chat = chat_id.unwrap_or(ChatId(0));
         let frame = match reply {
-            Reply::Chats { chats, more } => ServerFrame::ChatList(ChatList { request_id, chats, more }),
+            Reply::Chats { chats, more } => {
+                if planted::has(Bug::InboxHeadReadLast) {
+                    self.read_head_last(conn, out);
+                }
+                ServerFrame::ChatList(ChatList { request_id, chats, more })
+            }
             Reply::History { events, more } => {
                 ServerFrame::HistoryPage(HistoryPage { request_id, chat_id: chat, events, more })
             }

@@ -20,6 +20,7 @@ use crate::link::{Link, LinkEvent, State};
 use crate::mesh::{Credits, Fanout, Mesh, Origin};
 use crate::options::Options;
 use crate::output::{ConnId, HaltReason, Output};
+use crate::planted::{self, Bug};
 use crate::stats::Stats;
 use crate::time::Now;
 use crate::timers::Timers;
@@ -237,7 +238,7 @@ impl Shard {
 
     /// This gateway may not go on: sessions are told to come back elsewhere, and the process ends.
     fn halt(&mut self, reason: HaltReason, out: &mut Out) {
-        if self.halted {
+        if self.halted || (reason == HaltReason::Fenced && planted::has(Bug::FencedLivesOn)) {
             return;
         }
         self.halted = true;
@@ -293,7 +294,7 @@ impl Shard {
                         let epoch = self.link.home_epoch();
                         (1..self.options.shards).for_each(|shard| self.fan_out(now, shard, Fanout::Epoch(epoch), out));
                     }
-                    if again {
+                    if again && !planted::no_nudge(Bug::RelinkUntold) {
                         // Answers may have been lost with the old link, and with them what they made known.
                         (0..self.options.shards).for_each(|shard| self.fan_out(now, shard, Fanout::NudgeAll, out));
                     }
@@ -418,6 +419,10 @@ impl Brain for Shard {
 
     fn handle_link_down(&mut self, now: Now, out: &mut Out) {
         self.link_lost(now);
+        if planted::has(Bug::OutcomeGuessed) {
+            self.link.guess_outcomes(&mut self.link_events);
+            self.take_link_events(now, out);
+        }
         self.settle(now, out);
     }
 

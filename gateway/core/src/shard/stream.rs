@@ -2,6 +2,7 @@
 //! rule 13's falling behind, rule 14's truncation. Numbers only; who holds what in which socket is not known here.
 
 use crate::fan::Fan;
+use crate::planted::{self, Bug};
 use std::sync::Arc;
 
 /// Items with their numbers, rising.
@@ -94,14 +95,19 @@ impl Stream {
     pub(crate) fn offer(&mut self, inbox_seq: u64, fan: &Arc<Fan>, has_room: bool, held_max: usize) -> Offer {
         if !self.fresh {
             if inbox_seq <= self.position {
-                return Offer::Stale;
+                return if planted::has(Bug::StaleNotDropped) { Offer::Send } else { Offer::Stale };
+            }
+            if planted::has(Bug::StartsAtFirstLive) && !self.judged {
+                self.position = inbox_seq;
+                return Offer::Send;
             }
             if self.behind {
                 return Offer::Dropped;
             }
-            if inbox_seq == self.position + 1 {
+            if inbox_seq == self.position + 1 || planted::has(Bug::HoleNotWaited) {
                 if !has_room {
-                    self.behind = true;
+                    self.behind = !planted::has(Bug::OverBudgetNotBehind);
+                    self.position += u64::from(planted::has(Bug::OverBudgetSkips));
                     return Offer::Dropped;
                 }
                 self.position = inbox_seq;
@@ -117,6 +123,9 @@ impl Stream {
                 Offer::Held { first }
             }
             Err(_) => {
+                if planted::has(Bug::FullSetSkips) {
+                    self.position = inbox_seq;
+                }
                 // What is dropped lies above the position: the read that closes the hole, or the next one, has it.
                 self.again = true;
                 Offer::Dropped
@@ -135,7 +144,7 @@ impl Stream {
         let next = held.first().is_some_and(|(seq, _)| *seq == self.position + 1);
         let item = (next && has_room).then(|| held.remove(0).1);
         if next && !has_room {
-            self.behind = true;
+            self.behind = !planted::has(Bug::OverBudgetNotBehind);
             self.held = None;
         } else if held.is_empty() {
             self.held = None;
@@ -159,25 +168,32 @@ impl Stream {
     /// A page of (after, to] came, with the head that was read before it.
     pub(crate) fn take_page(&mut self, after: u64, to: u64, head: u64, backlog_max: u64) -> Page {
         self.reading = false;
-        self.judged = true;
+        let first = !std::mem::replace(&mut self.judged, true);
+        if planted::has(Bug::StartsAtTheHead) && first && !self.fresh {
+            self.position = self.position.max(head);
+        }
         if self.fresh {
             self.fresh = false;
             self.truncate_to(head);
             return Page::Truncate { mark: head };
         }
-        if after != self.position {
+        if after != self.position && !planted::has(Bug::PageTakenAnywhere) {
             return Page::Leave;
         }
         // A page of nothing below the head is how the storage tier says that the backlog is too long for it.
         if self.position > head || head - self.position > backlog_max || (to == after && head > after) {
             self.truncate_to(head);
-            return Page::Truncate { mark: head };
+            return if planted::has(Bug::TruncationUntold) { Page::Leave } else { Page::Truncate { mark: head } };
         }
-        self.position = to;
+        self.position = match () {
+            () if planted::has(Bug::PageMovesToTheHead) => head,
+            () if planted::has(Bug::PageMovesTooLittle) && to > after => to - 1,
+            () => to,
+        };
         Page::Take
     }
 
-    fn truncate_to(&mut self, head: u64) {
+    pub(crate) fn truncate_to(&mut self, head: u64) {
         self.position = head;
         self.marked = Some(head);
     }

@@ -7,6 +7,7 @@ use super::{Out, Shard, Tag, Timer};
 use crate::authority::Ticket;
 use crate::fan::Fan;
 use crate::output::ConnId;
+use crate::planted::{self, Bug};
 use crate::stats::Reason;
 use crate::time::Now;
 use crate::ws::Decoder;
@@ -44,7 +45,7 @@ impl Shard {
             user_id: seat.user_id,
             device_id: seat.device_id,
             decoder: Decoder::new(self.options.frame_bytes_max as u32),
-            stream: Stream::new(if seat.acting { Some(0) } else { seat.mark }),
+            stream: Stream::new(if seat.acting { Some(0) } else { self.mark_of(&seat) }),
             queued: 0,
             heard_ms: now.mono_ms,
             took: false,
@@ -79,13 +80,27 @@ impl Shard {
             return self.see_off(now, conn, out);
         }
         if !seat.acting {
-            self.want_read(conn);
+            if !planted::has(Bug::AttachUnread) {
+                self.want_read(conn);
+            }
             self.timers.arm(now.mono_ms + self.head_check_in(conn), Timer::HeadCheck(conn));
         }
         if !rest.is_empty() {
             let mut rest = rest;
             self.session_data(now, conn, &mut rest, out);
         }
+    }
+
+    /// Rule 12: where a session starts. Only what the device presents counts.
+    fn mark_of(&mut self, seat: &Seat) -> Option<u64> {
+        let mut mark = seat.mark;
+        if planted::has(Bug::RemembersMarks) {
+            for conn in self.sessions_of(seat.user_id) {
+                let session = self.session(conn).filter(|session| session.device_id == seat.device_id);
+                mark = mark.max(session.map(|session| session.stream.position()));
+            }
+        }
+        mark
     }
 
     /// Puts a session into its user's home: a device has one connection, and a user so many devices.
@@ -184,9 +199,14 @@ impl Shard {
         }
     }
 
+    /// Bytes that may be queued for a session before entries are dropped.
+    fn outbox_max(&self) -> usize {
+        if planted::has(Bug::OutboxUnbounded) { usize::MAX } else { self.options.outbox_bytes_max }
+    }
+
     /// Rule 8: the session judges the item by its own position.
     fn offer(&mut self, now: Now, slot: u32, inbox_seq: u64, fan: &Arc<Fan>, out: &mut Out) {
-        let (held_max, outbox_max) = (self.options.held_items_max, self.options.outbox_bytes_max);
+        let (held_max, outbox_max) = (self.options.held_items_max, self.outbox_max());
         let Some(Conn::Session(session)) = self.conns.get_mut(slot as usize) else { return };
         if session.closing || session.acting {
             return;
@@ -202,7 +222,7 @@ impl Shard {
             }
             Offer::Held { first } => {
                 self.stats.entries_held_total += 1;
-                if first {
+                if first && !planted::has(Bug::HoleNeverRead) {
                     self.timers.arm(now.mono_ms + self.options.hole_wait_ms, Timer::Hole(conn));
                 }
             }
@@ -211,7 +231,7 @@ impl Shard {
     }
 
     fn send_held(&mut self, conn: ConnId, out: &mut Out) {
-        let outbox_max = self.options.outbox_bytes_max;
+        let outbox_max = self.outbox_max();
         let mut sent = 0;
         if let Some(session) = self.session(conn) {
             while let Some(fan) = session.stream.next_held(session.queued < outbox_max) {
@@ -283,7 +303,7 @@ impl Shard {
 
     /// Rule 11: a page counts only if it begins at the session's position.
     pub(super) fn take_inbox(&mut self, now: Now, conn: ConnId, reply: Reply, out: &mut Out) {
-        self.reads_under_way -= 1;
+        self.reads_under_way -= usize::from(!planted::has(Bug::ReadSlotLeaked));
         let backlog_max = self.options.sync_backlog_max;
         let Some(session) = self.session(conn) else { return };
         let Reply::Inbox(page) = reply else {
@@ -306,7 +326,7 @@ impl Shard {
             Page::Take => self.send_page(conn, page, out),
         }
         self.send_held(conn, out);
-        let outbox_max = self.options.outbox_bytes_max;
+        let outbox_max = self.outbox_max();
         let Some(session) = self.session(conn) else { return };
         if session.stream.wants_read(head) {
             if session.queued < outbox_max / 2 {
@@ -331,6 +351,20 @@ impl Shard {
             self.send(conn, &frame, out);
         }
         self.stats.entries_total += count;
+    }
+
+    /// What a planted bug does when a session's chats were read: the inbox head is read now, and the stream goes on there.
+    pub(super) fn read_head_last(&mut self, conn: ConnId, out: &mut Out) {
+        let Some(session) = self.session(conn) else { return };
+        let user_id = session.user_id;
+        let position = session.stream.position();
+        let head = self.users.get(&user_id).map_or(0, |home| home.head);
+        if head > position
+            && let Some(session) = self.session(conn)
+        {
+            session.stream.truncate_to(head);
+            self.send(conn, &ServerFrame::Mark(Mark { inbox_seq: head, head }), out);
+        }
     }
 
     /// Rule 10: something for this user may have been lost.
@@ -372,6 +406,9 @@ impl Shard {
     }
 
     pub(super) fn head_check(&mut self, now: Now, conn: ConnId) {
+        if planted::no_nudge(Bug::SweepOff) {
+            return;
+        }
         if self.session(conn).is_some_and(|session| !session.closing) {
             self.want_read(conn);
             self.timers.arm(now.mono_ms + self.options.head_check_interval_ms.max(1), Timer::HeadCheck(conn));
@@ -408,12 +445,13 @@ impl Shard {
     /// Rule 12: tells the device how far its stream has come, if it was not told.
     pub(super) fn send_mark(&mut self, conn: ConnId, out: &mut Out) {
         let Some(session) = self.session(conn) else { return };
-        if session.closing || session.acting {
+        if session.closing || session.acting || planted::has(Bug::NoMarks) {
             return;
         }
         let user_id = session.user_id;
         if let Some(inbox_seq) = session.stream.unmarked() {
             let head = self.users.get(&user_id).map_or(inbox_seq, |home| home.head.max(inbox_seq));
+            let inbox_seq = if planted::has(Bug::MarkAhead) { head } else { inbox_seq };
             self.send(conn, &ServerFrame::Mark(Mark { inbox_seq, head }), out);
         }
     }
