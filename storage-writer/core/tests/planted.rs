@@ -1,0 +1,208 @@
+//! A sample of the planted bugs: each scenario holds without its bug and does not hold with it, so the hooks take
+//! effect. That each of them is caught is the simulator's to show.
+
+mod common;
+
+use common::{Scripted, World, defaults, one, targets, world};
+use parley_protocol::frame::Change;
+use parley_protocol::link::{Ask, Reply};
+use parley_protocol::{ChatId, UserId};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use storage_core::Options;
+use storage_core::model::Model;
+use storage_core::planted::{Bug, plant};
+use storage_core::store::Outcome;
+use storage_core::treacherous::{Faults, Treacherous};
+
+/// A bug takes effect when the scenario does not hold any more, or an invariant of the writer does not.
+fn takes_effect(bug: Bug, holds: fn() -> bool) {
+    plant(None);
+    assert!(holds(), "{bug:?} is not planted");
+    plant(Some(bug));
+    let held = catch_unwind(AssertUnwindSafe(holds)).unwrap_or(false);
+    plant(None);
+    assert!(!held, "{bug:?} is planted and nothing shows");
+}
+
+fn chat_of_two() -> (World<Scripted>, Vec<UserId>, ChatId) {
+    let mut world = defaults();
+    let users = world.users(2);
+    let chat = ChatId::direct(users[0], users[1]).unwrap();
+    (world, users, chat)
+}
+
+/// Nothing is answered while the store works on it.
+fn nothing_is_answered_early() -> bool {
+    let (mut world, users, chat) = chat_of_two();
+    world.store.manual = true;
+    let ask = world.send_ask(chat, users[0], "once");
+    let (first, second) = (world.put(1, ask.clone()), world.put(1, ask));
+    world.run();
+    world.reply(first).is_none() && world.reply(second).is_none()
+}
+
+/// A retry is a duplicate, during the commit and after it.
+fn a_retry_is_a_duplicate() -> bool {
+    let (mut world, users, chat) = chat_of_two();
+    let ask = world.send_ask(chat, users[0], "once");
+    let together = [world.put(1, ask.clone()), world.put(1, ask.clone())];
+    world.run();
+    let later = world.ask(ask);
+    matches!(world.reply(together[1]), Some(Reply::Duplicate { .. })) && matches!(later, Reply::Duplicate { .. })
+}
+
+/// A group that fails takes along what is on top of it; what is numbered after it goes on from what is durable.
+fn a_fall_leaves_nothing() -> bool {
+    let (mut world, users, chat) = chat_of_two();
+    world.send(chat, users[0], "before");
+    world.store.manual = true;
+    let ask = world.send_ask(chat, users[0], "falls");
+    let falls = world.put(1, ask);
+    world.run();
+    let ask = world.send_ask(chat, users[1], "on top");
+    let on_top = world.put(1, ask);
+    world.run();
+    world.store.answer(Outcome::Failed("no room".to_owned()));
+    world.run();
+    if !world.store.commits.is_empty() {
+        world.store.answer(Outcome::Failed("a group before it failed".to_owned()));
+    }
+    world.run();
+    let failed = [world.reply(falls), world.reply(on_top)] == [Some(Reply::Failed), Some(Reply::Failed)];
+    world.store.manual = false;
+    (0..10).for_each(|_| world.tick(1_000));
+    let after = world.send(chat, users[0], "after");
+    failed && after.event.seq == 2 && targets(&after).iter().all(|(_, inbox_seq)| *inbox_seq == 2)
+}
+
+/// Members before and after a change have an entry of it, once.
+fn a_change_reaches_whom_it_concerns() -> bool {
+    let mut world = world(Options { inbox_fanout_members_max: 3, ..Options::default() });
+    let users = world.users(4);
+    let group = world.group(users[0], &users[1..2], "");
+    let told = |reply: Reply| {
+        let mut users: Vec<UserId> = targets(&one(reply)).into_iter().map(|(user_id, _)| user_id).collect();
+        users.sort_unstable();
+        users
+    };
+    let mut sorted = users.clone();
+    sorted.sort_unstable();
+    let without = |gone: &[UserId]| sorted.iter().copied().filter(|user| !gone.contains(user)).collect::<Vec<_>>();
+    let add = |user: UserId| Change::Add { users: vec![user] };
+    let joined = told(world.change(group, users[0], add(users[2]))) == without(&users[3..]);
+    let crossed_up = told(world.change(group, users[0], add(users[3]))) == sorted;
+    let crossed_down = told(world.change(group, users[3], Change::Leave {})) == sorted;
+    let left = told(world.change(group, users[2], Change::Leave {})) == without(&users[3..]);
+    joined && crossed_up && crossed_down && left
+}
+
+/// History is what the intervals allow: all of it, and no more, also after leaving.
+fn history_is_of_the_intervals() -> bool {
+    let mut world = defaults();
+    let users = world.users(3);
+    let group = world.group(users[0], &users[1..2], "");
+    world.send(group, users[0], "before");
+    world.change(group, users[0], Change::Add { users: vec![users[2]] });
+    world.change(group, users[2], Change::Leave {});
+    world.send(group, users[0], "after");
+    let ask = Ask::History { user_id: users[2], chat_id: group, before: None, after: None, limit: 0 };
+    let Reply::History { events, .. } = world.read(&ask) else { return false };
+    let Reply::Chats { chats, .. } = world.read(&Ask::Chats { user_id: users[2], after: None, limit: 0 }) else {
+        return false;
+    };
+    events.iter().map(|event| event.seq).collect::<Vec<_>>() == [3, 4] && chats.len() == 1
+}
+
+/// Marks rise, and own messages are not unread.
+fn marks_rise() -> bool {
+    let (mut world, users, chat) = chat_of_two();
+    (0..3).for_each(|_| drop(world.send(chat, users[0], "theirs")));
+    world.mark(chat, users[1], 3, 1);
+    let read = world.mark(chat, users[1], 0, 2);
+    let delivered = world.mark(chat, users[1], 3, 0);
+    world.send(chat, users[1], "own");
+    read.delivered_seq == 3 && delivered.own.read_seq == 2 && world.unread(chat, users[1]) == 1
+}
+
+/// Numbers are dense, ordinals count messages, ids rise although the clock steps back.
+fn numbers_are_dense() -> bool {
+    let mut world = defaults();
+    let users = world.users(2);
+    let group = world.group(users[0], &users[1..], "");
+    let mut last = (1, 0, 0);
+    (0..8).all(|n| {
+        world.now.unix_ms -= if n == 4 { 2_000 } else { 0 };
+        let event = world.send(group, users[0], "one").event;
+        let next = (last.0 + 1, last.1 + 1, event.message_id.0);
+        let dense = (event.seq, event.ordinal) == (next.0, next.1) && next.2 > last.2;
+        last = next;
+        dense
+    })
+}
+
+/// What was answered is there after a crash, and so is its name.
+fn a_crash_loses_nothing() -> bool {
+    let mut world = World::new(Options::default(), Treacherous::open(Model::default().state, Faults::NONE, 1));
+    world.run();
+    world.open_link(1);
+    let users = world.users(2);
+    let chat = ChatId::direct(users[0], users[1]).unwrap();
+    let ask = world.send_ask(chat, users[0], "kept");
+    let first = one(world.ask(ask.clone())).event;
+    let (epoch, store) = (world.epoch, world.store.clone().crash());
+    let mut world = world.restart(store);
+    world.epoch = epoch;
+    world.open_link(1);
+    let duplicate = Reply::Duplicate { chat_id: chat, message_id: first.message_id, seq: first.seq };
+    world.ask(ask) == duplicate
+}
+
+#[test]
+fn bugs_of_answers_and_names_take_effect() {
+    takes_effect(Bug::AnswersBeforeCommit, nothing_is_answered_early);
+    takes_effect(Bug::DuplicateAnsweredAtOnce, nothing_is_answered_early);
+    takes_effect(Bug::LooksUpOnlyInFlight, a_retry_is_a_duplicate);
+    takes_effect(Bug::LooksUpOnlyDurable, a_retry_is_a_duplicate);
+}
+
+#[test]
+fn bugs_of_falls_take_effect() {
+    takes_effect(Bug::FallTakesNotAll, a_fall_leaves_nothing);
+    takes_effect(Bug::FallenInboxesKept, a_fall_leaves_nothing);
+    takes_effect(Bug::FallenChatsKept, a_fall_leaves_nothing);
+    takes_effect(Bug::NoProbeAfterFailure, a_fall_leaves_nothing);
+}
+
+#[test]
+fn bugs_of_targets_take_effect() {
+    for bug in [Bug::TargetsBeforeEvent, Bug::LeaverUntold, Bug::CrossingUpUntold, Bug::CrossingDownUntold] {
+        takes_effect(bug, a_change_reaches_whom_it_concerns);
+    }
+    for bug in [Bug::SizeBeforeEvent, Bug::EntryTwice, Bug::TargetMissing] {
+        takes_effect(bug, a_change_reaches_whom_it_concerns);
+    }
+}
+
+#[test]
+fn bugs_of_reads_take_effect() {
+    for bug in [Bug::FormerMembersRefused, Bug::RemovalNotServed, Bug::HistoryOutsideIntervals, Bug::LeftChatsOmitted] {
+        takes_effect(bug, history_is_of_the_intervals);
+    }
+}
+
+#[test]
+fn bugs_of_marks_and_numbers_take_effect() {
+    for bug in [Bug::OwnMessagesUnread, Bug::ReadMarkFalls, Bug::DeliveredMarkFalls] {
+        takes_effect(bug, marks_rise);
+    }
+    for bug in [Bug::SeqWithHole, Bug::OrdinalCountsAll, Bug::IdsFollowTheClock] {
+        takes_effect(bug, numbers_are_dense);
+    }
+}
+
+#[test]
+fn bugs_of_crashes_take_effect() {
+    for bug in [Bug::DedupeForgottenInCrash, Bug::DurableWithoutSync] {
+        takes_effect(bug, a_crash_loses_nothing);
+    }
+}
