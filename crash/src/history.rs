@@ -312,11 +312,9 @@ impl<R: BufRead> Reader<R> {
 
     fn record(&mut self, tag: u8) -> io::Result<Record> {
         Ok(match tag {
-            1 => Record::Device {
-                device: self.device()?,
-                user: UserId(self.number()?),
-                subscribes: self.number()? != 0,
-            },
+            1 => {
+                Record::Device { device: self.device()?, user: UserId(self.number()?), subscribes: self.number()? != 0 }
+            }
             2 => {
                 let (device, chat) = (self.device()?, self.chat()?);
                 let content = u64::from_le_bytes(self.bytes()?);

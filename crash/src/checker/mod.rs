@@ -60,7 +60,7 @@ pub struct Checker {
     verdict: Verdict,
 }
 
-/// Judges the histories of a run on a server that fans out to inboxes up to `inbox_limit` members.
+/// Judges the histories of a run, those that introduce devices before others that name them, on a server that fans out to inboxes up to `inbox_limit` members.
 pub fn check_files(paths: &[PathBuf], inbox_limit: usize) -> io::Result<Verdict> {
     let mut checker = Checker::new(inbox_limit);
     for path in paths {
@@ -114,7 +114,9 @@ impl Checker {
                     self.verdict.find(Kind::Wrong, || format!("{name}: two commands have one name"));
                 }
             }
-            Record::Ack { device, chat, name, seq, message_id } => self.learn_ack(device, chat, name, (seq, message_id)),
+            Record::Ack { device, chat, name, seq, message_id } => {
+                self.learn_ack(device, chat, name, (seq, message_id))
+            }
             Record::Refused { device, name } => match self.commands.get_mut(&name) {
                 Some(command) => command.refused = true,
                 None => {
@@ -129,7 +131,9 @@ impl Checker {
 
     fn learn_ack(&mut self, device: u32, chat: ChatId, name: ClientMsgId, ids: (u64, u64)) {
         let Some(command) = self.commands.get_mut(&name) else {
-            return self.verdict.find(Kind::Wrong, || format!("device {device}: {name} was acknowledged but never sent"));
+            return self
+                .verdict
+                .find(Kind::Wrong, || format!("device {device}: {name} was acknowledged but never sent"));
         };
         if command.chat.0 == 0 {
             command.chat = chat;

@@ -1,0 +1,237 @@
+//! The director of a run: starts everything, lets the faults happen, ends them, has everybody sync, and lets the checker
+//! judge.
+
+mod clients;
+mod faults;
+mod servers;
+mod setup;
+
+use crate::plan::INBOX_LIMIT;
+use clients::{Clients, history_path};
+use crash::checker::{Verdict, check_files};
+use crash::random::Random;
+use faults::{Counts, Fleet, choose, first_round, pause};
+use servers::{Place, two_addresses};
+pub(crate) use setup::Size;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Between two faults, on the average twice as much at the most.
+const CALM_MS: u64 = 600;
+const CALM_SPREAD_MS: u64 = 4_400;
+/// After a fault, until acknowledgements come again.
+const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
+/// After the last fault, until every command is answered.
+const QUIET_PATIENCE: Duration = Duration::from_secs(120);
+/// Then, until every device is at the head and all logs are read.
+const SYNC_PATIENCE: Duration = Duration::from_secs(300);
+const PROGRESS: Duration = Duration::from_secs(5);
+
+/// What to run.
+#[derive(Debug)]
+pub(crate) struct Options {
+    pub(crate) minutes: f64,
+    pub(crate) seed: u64,
+    pub(crate) size: Size,
+    pub(crate) parley: PathBuf,
+    pub(crate) driver: String,
+    /// Where data, logs and histories stay; else they go if all is well.
+    pub(crate) keep: Option<PathBuf>,
+}
+
+/// The line at the end.
+#[derive(Debug, serde::Serialize)]
+struct Outcome {
+    seed: u64,
+    minutes: f64,
+    #[serde(flatten)]
+    counts: Counts,
+    acknowledged: u64,
+    delivered: u64,
+    unknown: u64,
+    refused: u64,
+    lost: u64,
+    duplicated: u64,
+    reordered: u64,
+    wrong: u64,
+}
+
+/// The histories in a directory, in the order in which the checker wants them: devices are introduced first.
+pub(crate) fn histories(dir: &Path) -> Result<Vec<PathBuf>, String> {
+    let clients = (0..).map(|process| history_path(dir, process)).take_while(|path| path.exists());
+    let mut paths: Vec<PathBuf> = clients.collect();
+    let setup = dir.join("setup.history");
+    if paths.is_empty() || !setup.exists() {
+        return Err(format!("{}: no client-0.history and setup.history here", dir.display()));
+    }
+    paths.push(setup);
+    Ok(paths)
+}
+
+/// Judges the histories in a directory.
+pub(crate) fn judge(dir: &Path) -> Result<Verdict, String> {
+    check_files(&histories(dir)?, INBOX_LIMIT).map_err(|error| error.to_string())
+}
+
+/// Findings, for people.
+pub(crate) fn print_findings(verdict: &Verdict) {
+    verdict.findings.iter().for_each(|finding| eprintln!("{finding}"));
+}
+
+/// A whole run. `Ok(false)`: promises were broken. `Err`: something went wrong before that could be said.
+pub(crate) fn run(options: &Options) -> Result<bool, String> {
+    let (dir, temporary) = match &options.keep {
+        Some(dir) => {
+            std::fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+            if dir.join("data").exists() {
+                return Err(format!("{}: has the data of another run", dir.display()));
+            }
+            (dir.clone(), None)
+        }
+        None => {
+            // Beside the program: on the disk, where the system's temporary directory may be memory.
+            let beside = options.parley.parent().unwrap_or(Path::new("."));
+            let directory = tempfile::Builder::new().prefix("crash-").tempdir_in(beside);
+            let directory = directory.map_err(|error| format!("{}: {error}", beside.display()))?;
+            (directory.path().to_owned(), Some(directory))
+        }
+    };
+    let ended = direct(options, &dir).and_then(|counts| {
+        let verdict = judge(&dir)?;
+        print_findings(&verdict);
+        let Verdict { acknowledged, delivered, unknown, refused, lost, duplicated, reordered, wrong, .. } = verdict;
+        let (seed, minutes) = (options.seed, options.minutes);
+        let outcome = Outcome {
+            seed,
+            minutes,
+            counts,
+            acknowledged,
+            delivered,
+            unknown,
+            refused,
+            lost,
+            duplicated,
+            reordered,
+            wrong,
+        };
+        println!("{}", serde_json::to_string(&outcome).map_err(|error| error.to_string())?);
+        Ok(verdict.is_clean())
+    });
+    if ended != Ok(true) {
+        let dir = temporary.map_or(dir, tempfile::TempDir::keep);
+        eprintln!("data, logs and histories are in {}", dir.display());
+        eprintln!("judge the histories again: crash check {}", dir.display());
+        eprintln!("the same faults again: scripts/crash-test --minutes {} --seed {}", options.minutes, options.seed);
+    }
+    ended
+}
+
+/// The run itself, until everything is written down and the servers have ended.
+fn direct(options: &Options, dir: &Path) -> Result<Counts, String> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|error| error.to_string())?;
+    }
+    let place = Place { parley: options.parley.clone(), dir: dir.to_owned(), driver: options.driver.clone() };
+    std::fs::create_dir_all(place.data()).map_err(|error| format!("{}: {error}", place.data().display()))?;
+    let addresses = two_addresses()?;
+    let mut random = Random::new(options.seed, u64::MAX);
+    let mut fleet = Fleet::new(place.clone(), addresses.clone());
+    fleet.start(&mut random, &mut || stopped(&stop))?;
+    let plan = setup::prepare(&place, addresses, options.seed, options.size, &dir.join("setup.history"))?;
+    let plan_path = dir.join("plan.json");
+    plan.save(&plan_path)?;
+    let mut clients = Clients::start(dir, &plan_path, options.size.processes)?;
+    let began = Instant::now();
+    let mut progress = Progress { began, last: began };
+    let end = began + Duration::from_secs_f64(options.minutes * 60.0);
+    let mut round = first_round(&mut random);
+    while Instant::now() < end {
+        let counts = fleet.counts;
+        let mut watch = || {
+            progress.tell(&clients, counts);
+            stopped(&stop)?;
+            clients.watch()
+        };
+        pause(Duration::from_millis(CALM_MS + random.below(CALM_SPREAD_MS)), &mut watch)?;
+        fleet.must_run()?;
+        let fault = round.pop().unwrap_or_else(|| choose(&mut random));
+        fleet.suffer(fault, &mut random, &mut watch)?;
+        let before = clients.sums().acknowledged;
+        let deadline = Instant::now() + RECOVERY_PATIENCE;
+        while clients.sums().acknowledged <= before {
+            watch()?;
+            fleet.must_run()?;
+            if Instant::now() > deadline {
+                return Err(stuck(
+                    &mut clients,
+                    &format!("nothing is acknowledged {RECOVERY_PATIENCE:?} after {fault:?}"),
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let counts = fleet.counts;
+    for (order, patience, what) in [
+        ("quiet", QUIET_PATIENCE, "commands without an answer, or devices without a connection"),
+        ("sync", SYNC_PATIENCE, "devices that are not at the head of their streams"),
+    ] {
+        eprintln!("faults are over: {order}");
+        clients.tell(order);
+        let deadline = Instant::now() + patience;
+        while !(if order == "quiet" { clients.all_quiet() } else { clients.all_done() }) {
+            progress.tell(&clients, counts);
+            stopped(&stop)?;
+            clients.watch()?;
+            fleet.must_run()?;
+            if Instant::now() > deadline {
+                return Err(stuck(&mut clients, &format!("after {patience:?} there are {what}")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    drop(clients);
+    eprintln!("ending the servers, proving the store");
+    let counts = fleet.end(&mut || stopped(&stop))?;
+    eprintln!("judging");
+    Ok(counts)
+}
+
+fn stopped(stop: &AtomicBool) -> Result<(), String> {
+    if stop.load(Ordering::Relaxed) { Err("stopped by a signal".to_owned()) } else { Ok(()) }
+}
+
+/// Asks the clients what they wait for.
+fn stuck(clients: &mut Clients, what: &str) -> String {
+    clients.tell("explain");
+    std::thread::sleep(Duration::from_secs(1));
+    format!("{what}:\n  {}", clients.notes().join("\n  "))
+}
+
+/// A line every few seconds.
+struct Progress {
+    began: Instant,
+    last: Instant,
+}
+
+impl Progress {
+    fn tell(&mut self, clients: &Clients, counts: Counts) {
+        if self.last.elapsed() < PROGRESS {
+            return;
+        }
+        self.last = Instant::now();
+        let sums = clients.sums();
+        eprintln!(
+            "{:4} s  kills {}  stops {}  acknowledged {}  delivered {}  connected {}  unfinished {}",
+            self.began.elapsed().as_secs(),
+            counts.kills,
+            counts.stops,
+            sums.acknowledged,
+            sums.delivered,
+            sums.live,
+            sums.left
+        );
+    }
+}
