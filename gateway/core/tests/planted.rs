@@ -1,0 +1,185 @@
+//! A sample of the planted bugs: each scenario holds without its bug and does not hold with it, so the hooks take
+//! effect. That each of them is caught is the simulator's to show.
+
+mod world;
+
+use gateway_core::options::Options;
+use gateway_core::planted::{Bug, plant};
+use parley_protocol::ChatId;
+use parley_protocol::frame::{ChatRef, ClientFrame, GroupCreate, ServerFrame};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use world::{World, options};
+
+/// Long enough for everything but the slow sweep.
+const QUIET_MS: u64 = 20_000;
+
+fn takes_effect(bug: Bug, holds: fn() -> bool) {
+    plant(None);
+    assert!(holds(), "{bug:?} is not planted");
+    plant(Some(bug));
+    let held = catch_unwind(AssertUnwindSafe(holds)).unwrap_or(false);
+    plant(None);
+    assert!(!held, "{bug:?} is planted and nothing shows");
+}
+
+fn two(options: &Options) -> (World, u64, u64, ChatId) {
+    let mut world = World::new(options, storage_core::Options::default());
+    let alice = world.connect("alice", 1, None);
+    let bob = world.connect("bob", 2, None);
+    let chat = world.direct(alice, bob);
+    (world, alice, bob, chat)
+}
+
+fn say(world: &mut World, client: u64, chat: ChatId, text: &str) {
+    let frame = world.text(chat, text);
+    world.say(client, frame);
+}
+
+fn numbered(name: &str, count: usize) -> Vec<String> {
+    (0..count).map(|n| format!("{name}{n}")).collect()
+}
+
+/// What was asked before a cut is done after it, in order.
+fn a_cut_loses_nothing() -> bool {
+    let (mut world, alice, bob, chat) = two(&options(2));
+    say(&mut world, alice, chat, "first");
+    world.writer_stopped = true;
+    for text in numbered("m", 3) {
+        say(&mut world, alice, chat, &text);
+    }
+    (0..2).for_each(|shard| world.cut_link(0, shard));
+    world.writer_stopped = false;
+    world.sleep(QUIET_MS);
+    world.texts(bob)[1..] == numbered("m", 3) && world.client(alice).sent().len() == 4
+}
+
+/// An answer that is lost with its link is made good: once, and at the receiver too.
+fn a_lost_answer_is_made_good() -> bool {
+    let (mut world, alice, bob, chat) = two(&options(2));
+    say(&mut world, alice, chat, "first");
+    let frame = world.text(chat, "lost answer");
+    world.say_and_lose_the_answer(alice, frame);
+    world.sleep(QUIET_MS);
+    world.texts(bob) == ["first", "lost answer"]
+}
+
+/// Fan-out reaches members on every shard, also what found no room at first.
+fn fan_out_reaches_everybody() -> bool {
+    let mut world = World::new(&options(3), storage_core::Options::default());
+    let clients: Vec<u64> = (0..9).map(|n| world.connect(&format!("user{n}"), n + 1, None)).collect();
+    let members = clients[1..].iter().map(|client| world.user(*client)).collect();
+    let client_msg_id = world.msg_id();
+    world.say(clients[0], ClientFrame::GroupCreate(GroupCreate { client_msg_id, title: String::new(), members }));
+    let chat = world.client(clients[0]).sent()[0].chat_id;
+    say(&mut world, clients[0], chat, "with room");
+    world.gateways[0].fanout_room = 0;
+    say(&mut world, clients[0], chat, "without room");
+    world.gateways[0].fanout_room = usize::MAX;
+    world.sleep(QUIET_MS);
+    clients.iter().all(|client| world.texts(*client) == ["with room", "without room"])
+}
+
+/// A device that comes back gets what it missed, page by page, and a mark that says so.
+fn a_device_comes_back() -> bool {
+    let (mut world, alice, bob, chat) = two(&Options { inbox_reads_max: 1, ..options(2) });
+    say(&mut world, alice, chat, "before");
+    world.sleep(2_100);
+    let mark = world.client(bob).mark();
+    world.drop_client(bob);
+    for text in numbered("away", 600) {
+        say(&mut world, alice, chat, &text);
+    }
+    let back = world.connect("bob", 2, mark);
+    world.sleep(QUIET_MS);
+    world.texts(back) == numbered("away", 600) && world.client(back).mark() == Some(601)
+}
+
+/// A backlog that is too long is told to be truncated.
+fn a_long_backlog_is_truncated() -> bool {
+    let (mut world, alice, bob, chat) = two(&Options { sync_backlog_max: 10, ..options(2) });
+    world.drop_client(bob);
+    for text in numbered("away", 20) {
+        say(&mut world, alice, chat, &text);
+    }
+    let back = world.connect("bob", 2, Some(0));
+    world.sleep(QUIET_MS);
+    world.client(back).frames.iter().any(|frame| matches!(frame, ServerFrame::Truncated(it) if it.mark == 20))
+}
+
+/// Narrow queues park a sender, and let it go on.
+fn narrow_queues_lose_nothing() -> bool {
+    // Chats with several users have homes on several shards.
+    let narrow = Options { mesh_requests_max: 2, requests_in_flight_max: 4, ..options(3) };
+    let mut world = World::new(&narrow, storage_core::Options::default());
+    let alice = world.connect("alice", 1, None);
+    let peers: Vec<u64> = (0..6).map(|n| world.connect(&format!("user{n}"), n + 2, None)).collect();
+    world.writer_stopped = true;
+    for text in numbered("m", 10) {
+        for peer in &peers {
+            let chat = world.direct(alice, *peer);
+            let frame = world.text(chat, &text);
+            world.say_quietly(alice, frame);
+        }
+    }
+    world.settle();
+    world.writer_stopped = false;
+    world.sleep(QUIET_MS);
+    world.client(alice).sent().len() == 60
+}
+
+/// A gateway that was replaced ends and closes its sessions.
+fn who_is_replaced_ends() -> bool {
+    let (mut world, alice, _, chat) = two(&options(2));
+    say(&mut world, alice, chat, "first");
+    world.gateways[0].stopped = true;
+    world.add_gateway(&options(2));
+    world.sleep(500);
+    world.gateways[0].stopped = false;
+    world.sleep(5_000);
+    world.gateways[0].halted.is_some() && world.client(alice).closed == Some(4003)
+}
+
+/// Who is no member is not subscribed.
+fn a_stranger_is_refused() -> bool {
+    let (mut world, alice, _, chat) = two(&options(3));
+    let carol = world.connect("carol", 4, None);
+    say(&mut world, alice, chat, "first");
+    world.say(carol, ClientFrame::Subscribe(ChatRef { chat_id: chat }));
+    say(&mut world, alice, chat, "not for carol");
+    world.sleep(1_000);
+    world.texts(carol).is_empty()
+}
+
+#[test]
+fn bugs_of_links_take_effect() {
+    for bug in [Bug::NotResent, Bug::ResentOutOfOrder, Bug::OutcomeGuessed] {
+        takes_effect(bug, a_cut_loses_nothing);
+    }
+    for bug in [Bug::ResentChanged, Bug::NoNudgeAtAll] {
+        takes_effect(bug, a_lost_answer_is_made_good);
+    }
+    takes_effect(Bug::FencedLivesOn, who_is_replaced_ends);
+}
+
+#[test]
+fn bugs_of_fan_out_take_effect() {
+    for bug in [Bug::OverflowUntold, Bug::FanOutSkipsAShard, Bug::NoNudgeAtAll] {
+        takes_effect(bug, fan_out_reaches_everybody);
+    }
+    takes_effect(Bug::StrangersSubscribe, a_stranger_is_refused);
+}
+
+#[test]
+fn bugs_of_streams_take_effect() {
+    for bug in [Bug::StartsAtTheHead, Bug::AttachUnread, Bug::PageMovesToTheHead, Bug::NoMarks, Bug::ReadSlotLeaked] {
+        takes_effect(bug, a_device_comes_back);
+    }
+    takes_effect(Bug::TruncationUntold, a_long_backlog_is_truncated);
+}
+
+#[test]
+fn bugs_of_queues_take_effect() {
+    for bug in [Bug::CreditNotReturned, Bug::ParkedNeverResumed] {
+        takes_effect(bug, narrow_queues_lose_nothing);
+    }
+}
