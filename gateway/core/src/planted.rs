@@ -1,5 +1,5 @@
 //! Planted bugs: each is the absence of one rule, so that the simulator can show that it would catch it. Nothing in a
-//! release: without the feature `planted` no bug can be planted and [`has`] is the constant `false`.
+//! release: without the feature `planted` no bug can be planted and every site is a constant `false`.
 //!
 //! A bug is planted for one thread, as the simulator runs on one: others are not touched.
 

@@ -312,4 +312,30 @@ mod tests {
         assert_eq!(stream.take_page(0, 1, 1, 100), Page::Take);
         assert_eq!(stream.next_held(true).map(|fan| nonce(&fan)), Some(2));
     }
+
+    #[cfg(feature = "planted")]
+    #[test]
+    fn planted_bugs_take_effect() {
+        use crate::planted::plant;
+        let stream = |bug: Bug| {
+            plant(Some(bug));
+            let mut stream = Stream::new(Some(4));
+            assert!(stream.begin_read());
+            stream
+        };
+        assert_eq!(stream(Bug::StartsAtFirstLive).offer(9, &fan(9), true, 8), Offer::Send);
+        assert_eq!(stream(Bug::HoleNotWaited).offer(6, &fan(6), true, 8), Offer::Send);
+        assert_eq!(stream(Bug::StaleNotDropped).offer(3, &fan(3), true, 8), Offer::Send);
+        let mut full = stream(Bug::FullSetSkips);
+        assert_eq!((full.offer(6, &fan(6), true, 0), full.position()), (Offer::Dropped, 6));
+        let mut over = stream(Bug::OverBudgetSkips);
+        assert_eq!((over.offer(5, &fan(5), false, 8), over.position()), (Offer::Dropped, 5));
+        let mut over = stream(Bug::OverBudgetNotBehind);
+        assert_eq!((over.offer(5, &fan(5), false, 8), over.is_behind()), (Offer::Dropped, false));
+        assert_eq!(stream(Bug::PageTakenAnywhere).take_page(3, 5, 5, 100), Page::Take);
+        let mut short = stream(Bug::PageMovesTooLittle);
+        assert_eq!((short.take_page(4, 6, 6, 100), short.position()), (Page::Take, 5));
+        plant(None);
+        assert_eq!(Stream::new(Some(4)).offer(3, &fan(3), true, 8), Offer::Stale);
+    }
 }
