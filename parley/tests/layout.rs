@@ -244,6 +244,17 @@ fn rooms_without_io_name_no_clock_thread_socket_or_randomness() {
     none("Time and randomness are arguments; a room without IO names no clock, thread, socket or file:", found);
 }
 
+/// Features of packages that are built together are united: one package that asks for the planted bugs would put them
+/// into every binary of the same build.
+#[test]
+fn bugs_are_planted_in_no_build_that_does_not_ask_for_them() {
+    let tree = cargo(&["tree", "--workspace", "--prefix", "none", "--format", "{p} has {f}", "--no-dedupe"]);
+    let tree = String::from_utf8(tree).expect("a text");
+    let found = tree.lines().filter(|line| is_word(line, "planted")).map(str::to_owned).collect::<BTreeSet<_>>();
+    assert!(tree.contains("gateway-core "), "the tree names the cores");
+    none("The feature `planted` is off in the workspace as it is built for a release:", found.into_iter().collect());
+}
+
 #[test]
 fn unsafe_lives_in_named_modules_of_the_gateway_shell() {
     let mut found = Vec::new();
