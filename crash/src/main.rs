@@ -44,9 +44,9 @@ enum Command {
         /// The program under test
         #[arg(long, value_name = "PATH")]
         parley: PathBuf,
-        /// The gateway's socket driver: auto, uring or epoll
-        #[arg(long, default_value = "auto")]
-        driver: String,
+        /// The gateway's socket driver: auto, uring or epoll [default: the seed decides between auto and epoll]
+        #[arg(long)]
+        driver: Option<String>,
         /// Keep data, logs and histories in this directory, whatever comes
         #[arg(long, value_name = "DIR")]
         keep: Option<PathBuf>,
@@ -81,7 +81,8 @@ fn main() -> ExitCode {
             let clock =
                 || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |it| it.as_secs());
             let seed = seed.unwrap_or_else(clock);
-            eprintln!("seed {seed}");
+            let driver = driver.unwrap_or_else(|| if seed % 2 == 0 { "auto" } else { "epoll" }.to_owned());
+            eprintln!("seed {seed}, driver {driver}");
             let size = Size { users: users as usize, processes, rate };
             director::run(&Options { minutes, seed, size, parley, driver, keep })
         }

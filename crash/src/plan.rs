@@ -80,3 +80,48 @@ impl Plan {
         (begun, others)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_device_is_played_once_and_those_of_a_user_by_different_processes() {
+        let user = |number: u64| User {
+            name: number.to_string(),
+            token: String::new(),
+            user_id: UserId(number + 1),
+            devices: 2 + (number % 2) as u32,
+        };
+        let users: Vec<User> = (0..20).map(user).collect();
+        let plan = Plan { seed: 1, addresses: Vec::new(), processes: 3, rate: 1, users, groups: Vec::new() };
+        let mut all: Vec<(u32, u32)> =
+            (0..3).flat_map(|process| plan.devices_of(process).map(move |(number, _)| (number, process))).collect();
+        all.sort_unstable();
+        let expected: u32 = plan.users.iter().map(|user| user.devices).sum();
+        assert_eq!(all.len() as u32, expected);
+        let same = |pair: &&[(u32, u32)]| pair[0].0 / DEVICES_MAX == pair[1].0 / DEVICES_MAX;
+        assert!(all.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(all.windows(2).filter(same).all(|pair| pair[0].1 != pair[1].1));
+    }
+
+    #[test]
+    fn a_direct_chat_is_begun_by_one_side_and_known_to_both() {
+        let users = (0..20_u64)
+            .map(|number| User {
+                name: number.to_string(),
+                token: String::new(),
+                user_id: UserId(number + 1),
+                devices: 2,
+            })
+            .collect();
+        let plan = Plan { seed: 1, addresses: Vec::new(), processes: 3, rate: 1, users, groups: Vec::new() };
+        let mut begun: Vec<ChatId> = (0..20).flat_map(|user| plan.directs_of(user).0).collect();
+        let mut known: Vec<ChatId> = (0..20).flat_map(|user| plan.directs_of(user).1).collect();
+        begun.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(begun.len(), 20 * PEERS.len());
+        assert!(begun.windows(2).all(|pair| pair[0] < pair[1]));
+        assert_eq!(begun, known);
+    }
+}

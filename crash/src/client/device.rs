@@ -212,7 +212,7 @@ impl Device {
         let token = self.resume.is_none().then(|| self.token.clone());
         let hello = Hello {
             version: 1,
-            device_id: DeviceId(u128::from(context.plan.seed) << 64 | u128::from(self.number) + 1),
+            device_id: DeviceId((u128::from(context.plan.seed) << 64) | (u128::from(self.number) + 1)),
             token,
             resume: self.resume.clone(),
             mark: Some(self.mark),

@@ -225,3 +225,28 @@ pub(crate) fn pause(time: Duration, watch: &mut dyn FnMut() -> Result<(), String
         std::thread::sleep(left.min(Duration::from_millis(50)));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_decides_and_the_first_round_has_every_fault_once() {
+        let round = |seed| first_round(&mut Random::new(seed, 0));
+        assert_eq!(round(1), round(1));
+        assert_ne!(round(1), round(2));
+        for (fault, _) in WEIGHTS {
+            assert_eq!(round(1).iter().filter(|chosen| *chosen == fault).count(), 1, "{fault:?}");
+        }
+    }
+
+    #[test]
+    fn every_fault_is_chosen_about_as_often_as_its_weight_says() {
+        let mut random = Random::new(7, 0);
+        let chosen: Vec<Fault> = (0..100_000).map(|_| choose(&mut random)).collect();
+        for (fault, weight) in WEIGHTS {
+            let times = chosen.iter().filter(|chosen| *chosen == fault).count() as u64;
+            assert!((weight * 900..weight * 1_100).contains(&times), "{fault:?}: {times}");
+        }
+    }
+}
