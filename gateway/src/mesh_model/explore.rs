@@ -13,7 +13,7 @@ const ONE: Capacities = Capacities { request: 1, answer: 1, fanout: 1, seat: 1 }
 const TWO: Capacities = Capacities { request: 2, answer: 2, fanout: 2, seat: 1 };
 
 /// Preemptions in one interleaving; switches where a thread sleeps or yields do not count. The larger scenarios have
-/// fewer; `LOOM_MAX_PREEMPTIONS` sets it for all: 3 takes some minutes.
+/// fewer; `LOOM_MAX_PREEMPTIONS` sets it for all: 2 takes a minute or two.
 const PREEMPTIONS_MAX: usize = 3;
 
 /// Explores shards that carry out one script each; returns how many interleavings there were.
