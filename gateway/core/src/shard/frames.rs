@@ -190,9 +190,10 @@ impl Shard {
     pub(super) fn outbox_moved(&mut self, now: Now, conn: ConnId, bytes: usize, queued: usize, out: &mut Out) {
         let room = self.options.outbox_bytes_max / 2;
         let Some(session) = self.session(conn) else { return };
-        session.queued = queued;
+        // What this turn queued so far is not in the shell's number: only what was taken is subtracted.
+        session.queued = session.queued.saturating_sub(bytes).max(queued);
         session.took |= bytes > 0;
-        if queued > room || session.closing {
+        if session.queued > room || session.closing {
             return;
         }
         if session.stream.is_behind() && !planted::has(Bug::SlowNeverResumed) {

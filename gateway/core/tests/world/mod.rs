@@ -67,6 +67,8 @@ pub struct Client {
     pub frames: Vec<ServerFrame>,
     pub closed: Option<u16>,
     pub gone: bool,
+    /// Takes nothing from its socket: what is sent to it stays queued.
+    pub deaf: bool,
 }
 
 /// A gateway's shards.
@@ -305,7 +307,7 @@ impl World {
             self.brain(gateway, shard, |shard, now, out| shard.handle_mesh_full(now, target, message, out));
         }
         for (conn, bytes) in sent {
-            if self.client_at(gateway, shard, conn).is_some_and(|client| !client.gone) {
+            if self.client_at(gateway, shard, conn).is_some_and(|client| !client.gone && !client.deaf) {
                 self.brain(gateway, shard, |shard, now, out| shard.handle_sent(now, conn, bytes, 0, out));
             }
         }
@@ -491,6 +493,13 @@ impl World {
             let mut bytes = bytes.to_vec();
             self.brain(gateway, shard, |shard, now, out| shard.handle_data(now, conn, &mut bytes, out));
         }
+    }
+
+    /// The kernel took bytes for a deaf client; so many are left that the shell knew before this turn's outputs.
+    pub fn took(&mut self, client: u64, bytes: usize, queued: usize) {
+        let (gateway, state) = &self.clients[&client];
+        let (gateway, shard, conn) = (*gateway, state.shard, state.conn.expect("connected"));
+        self.brain(gateway, shard, |shard, now, out| shard.handle_sent(now, conn, bytes, queued, out));
     }
 
     /// The client is gone without a word.
