@@ -140,19 +140,24 @@ fn a_journal_that_lost_acknowledged_groups_is_refused_and_left_as_it_is() {
     let first = whole.windows(9).position(|window| window == b"message 1").unwrap();
     let end = first + whole[first..].windows(4).position(|window| window == b"FJL\x03").unwrap();
     marker[end] ^= 0x40;
-    // A damaged row, which the engine notices; and a lost tail, in which nothing is wrong.
+    // A damaged row; a tail lost inside a group; one lost between two groups, in which nothing is wrong.
     let mut row = whole.clone();
     row[first] ^= 0x40;
-    for (what, bytes) in [("marker", marker), ("row", row), ("tail", whole[..first].to_vec())] {
+    let second = first + whole[first..].windows(4).position(|window| window == b"FJL\x03").unwrap() + 4;
+    let tails = [("torn", whole[..first].to_vec()), ("tail", whole[..second].to_vec())];
+    for (what, bytes) in [("marker", marker), ("row", row)].into_iter().chain(tails) {
         for _ in 0..2 {
             std::fs::write(&journal, &bytes).unwrap();
             let error = Opened::open(dir.path()).err().expect("it must be refused");
             match &error {
-                OpenError::Behind { engine_groups: 1, high_water_groups: 3, .. } => {
+                OpenError::Behind { engine_groups: 2, high_water_groups: 3, .. } if what == "tail" => {
                     let text = error.to_string();
-                    assert!(text.contains("engine holds 1 groups") && text.contains("high-water"), "{text}");
+                    assert!(text.contains("engine holds 2 groups") && text.contains("high-water"), "{text}");
                 }
-                OpenError::Engine { .. } if what == "row" => {}
+                OpenError::Damaged { file, what: at } if what != "tail" => {
+                    assert_eq!(file, &journal);
+                    assert!(at.starts_with("at byte ") && at.ends_with("it is whole up to group 1"), "{at}");
+                }
                 other => panic!("{what}: {other:?}"),
             }
             assert!(std::fs::read(&journal).unwrap() == bytes, "{what}: the evidence is still there");

@@ -35,9 +35,14 @@ pub(crate) fn options() -> EmbeddedOptions {
 impl Opened {
     /// Opens a data directory.
     pub(crate) fn open(dir: &Path) -> Result<Self, OpenError> {
+        Self::open_with(dir, &options())
+    }
+
+    /// Opens a data directory with options of its own.
+    pub(crate) fn open_with(dir: &Path, options: &EmbeddedOptions) -> Result<Self, OpenError> {
         let (wake, woken) = channel();
         let waker = Arc::new(move || wake.send(()).unwrap_or(()));
-        let store = EmbeddedStore::open(dir, &options(), Arc::new(StoreMetrics::default()), waker)?;
+        let store = EmbeddedStore::open(dir, options, Arc::new(StoreMetrics::default()), waker)?;
         Ok(Self { store, woken, op: 0 })
     }
 

@@ -77,7 +77,7 @@ impl std::fmt::Display for Report {
 
 /// Checks the store of a data directory that no process uses. `progress` gets a line now and then.
 ///
-/// Proven: every checksum; `seq` dense from 1 and `ordinal`, `sender_sent` and ids as they follow from the events of
+/// Proven: every checksum, of whole tables too; `seq` dense from 1 and `ordinal`, `sender_sent` and ids as they follow from the events of
 /// each chat; inbox numbers dense from 1, each entry naming an event that exists; every command row matching its event;
 /// both sides of a membership equal; checkpoints and marks within their chats; names and identities of existing users.
 pub fn check_store(data_dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<Report, OpenError> {
@@ -85,6 +85,7 @@ pub fn check_store(data_dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<Re
     let held = hold(data_dir, &EmbeddedOptions::default())?;
     let mut check =
         Check { view: &held.view, heads: HashMap::new(), report: Report::default(), rows: 0, table: "", progress };
+    held.damaged_tables.iter().for_each(|text| check.problem(text.clone()));
     match check.view.groups() {
         Ok(groups) => check.report.groups = groups.unwrap_or(0),
         Err(error) => check.problem(error.0),

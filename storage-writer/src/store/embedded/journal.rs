@@ -5,9 +5,11 @@
 //! understand: should acknowledged groups be missing then, the whole journal must still be there to look at.
 //! So each journal is copied, the copy is synced and takes its place, and the old file is kept aside until the store
 //! has proven whole. Nothing is written to the store before that, so putting the old files back is always right.
+//! A torn tail is not copied.
 
 use super::error::OpenError;
 use super::files::sync_directory;
+use super::journal_scan::{First, Kept, Scanned, scan};
 use rustix::fs::SeekFrom;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -23,28 +25,53 @@ pub(crate) struct Journals {
     data_dir: PathBuf,
     engine_dir: PathBuf,
     aside: PathBuf,
+    scanned: Scanned,
 }
 
 impl Journals {
-    /// Copies every journal and keeps the old ones aside. An earlier start that got no further is undone first.
-    pub(crate) fn set_aside(data_dir: &Path, engine_dir: &Path) -> Result<Self, OpenError> {
+    /// Judges every journal (see `journal_scan.rs`), copies what is whole and keeps the old ones aside. `acknowledged`:
+    /// groups by the high-water record.
+    pub(crate) fn set_aside(data_dir: &Path, engine_dir: &Path, acknowledged: u64) -> Result<Self, OpenError> {
+        let mut journals = Self::find(data_dir, engine_dir)?;
+        journals.scanned = scan(engine_dir, &journal_names(engine_dir)?, acknowledged)?;
+        journals.copy()?;
+        Ok(journals)
+    }
+
+    /// Undoes an earlier start that got no further.
+    fn find(data_dir: &Path, engine_dir: &Path) -> Result<Self, OpenError> {
         let aside = data_dir.join(ASIDE);
-        let journals = Self { data_dir: data_dir.to_owned(), engine_dir: engine_dir.to_owned(), aside };
+        let (data_dir, engine_dir) = (data_dir.to_owned(), engine_dir.to_owned());
+        let journals = Self { data_dir, engine_dir, aside, scanned: Scanned::default() };
         if journals.aside.exists() {
             journals.put_back()?;
         }
-        let aside = &journals.aside;
+        Ok(journals)
+    }
+
+    fn copy(&self) -> Result<(), OpenError> {
+        let (aside, engine_dir) = (&self.aside, &self.engine_dir);
         std::fs::create_dir(aside).map_err(OpenError::io("make the directory", aside))?;
-        sync_directory(data_dir)?;
-        for name in journal_names(engine_dir)? {
-            let (old, new) = (engine_dir.join(&name), engine_dir.join(format!("{name}.new")));
-            copy_synced(&old, &new)?;
-            std::fs::hard_link(&old, aside.join(&name)).map_err(OpenError::io("link aside", &old))?;
+        sync_directory(&self.data_dir)?;
+        for Kept { name, bytes, .. } in &self.scanned.kept {
+            let (old, new) = (engine_dir.join(name), engine_dir.join(format!("{name}.new")));
+            copy_synced(&old, &new, *bytes)?;
+            std::fs::hard_link(&old, aside.join(name)).map_err(OpenError::io("link aside", &old))?;
             sync_directory(aside)?;
             std::fs::rename(&new, &old).map_err(OpenError::io("replace", &old))?;
         }
-        sync_directory(engine_dir)?;
-        Ok(journals)
+        sync_directory(engine_dir)
+    }
+
+    /// The journal with a torn tail, and what is torn, should the store turn out to lack what was acknowledged.
+    pub(crate) fn torn(&self) -> Option<(PathBuf, &str)> {
+        let kept = self.scanned.kept.iter().find(|kept| kept.torn.is_some())?;
+        Some((self.engine_dir.join(&kept.name), kept.torn.as_deref()?))
+    }
+
+    /// The first group that they hold.
+    pub(crate) fn first(&self) -> Option<First> {
+        self.scanned.first
     }
 
     /// The store is not whole: the old journals take their places again.
@@ -60,6 +87,9 @@ impl Journals {
 
     /// The store is whole: the old journals go. Durable before anything is written to the store.
     pub(crate) fn drop_old(self) -> Result<(), OpenError> {
+        if let Some((file, what)) = self.torn() {
+            tracing::info!(file = %file.display(), "a group that was never acknowledged is dropped: {what}");
+        }
         // Gone at once under their name, so that a crash cannot leave a part of them behind as if nothing had followed.
         let gone = self.data_dir.join("journals-to-remove");
         if gone.exists() {
@@ -84,12 +114,14 @@ fn journal_names(dir: &Path) -> Result<Vec<String>, OpenError> {
     Ok(names)
 }
 
-/// Copies a file with its holes (a journal is mostly one: it is made at its full length), and syncs the copy.
-fn copy_synced(from: &Path, to: &Path) -> Result<(), OpenError> {
+/// Copies the first bytes of a file with its holes (a journal is mostly one: it is made at its full length), leaves the
+/// rest a hole, and syncs the copy.
+fn copy_synced(from: &Path, to: &Path, kept_bytes: u64) -> Result<(), OpenError> {
     let source = File::open(from).map_err(OpenError::io("open", from))?;
     let target = File::create(to).map_err(OpenError::io("create", to))?;
     let bytes = source.metadata().map_err(OpenError::io("read", from))?.len();
     target.set_len(bytes).map_err(OpenError::io("write", to))?;
+    let bytes = bytes.min(kept_bytes);
     let mut chunk = vec![0; COPY_CHUNK_BYTES];
     let mut at = 0;
     while at < bytes {
@@ -101,6 +133,7 @@ fn copy_synced(from: &Path, to: &Path) -> Result<(), OpenError> {
         };
         let hole =
             rustix::fs::seek(&source, SeekFrom::Hole(at)).map_err(|error| OpenError::io("read", from)(error.into()))?;
+        let hole = hole.min(bytes);
         while at < hole {
             let part = (hole - at).min(COPY_CHUNK_BYTES as u64) as usize;
             source.read_exact_at(&mut chunk[..part], at).map_err(OpenError::io("read", from))?;
@@ -127,15 +160,24 @@ mod tests {
         std::fs::write(engine.join("other"), "not a journal").unwrap();
         let before = std::fs::read(engine.join("3.jnl")).unwrap();
 
-        Journals::set_aside(dir.path(), &engine).unwrap();
+        let copied = |bytes| {
+            let mut journals = Journals::find(dir.path(), &engine).unwrap();
+            journals.scanned.kept = vec![Kept { name: "3.jnl".to_owned(), bytes, torn: None }];
+            journals.copy().unwrap();
+            journals
+        };
+        copied(8_000_000);
         assert_eq!(std::fs::read(engine.join("3.jnl")).unwrap(), before);
+        // What is not kept is a hole in the copy.
+        copied(3);
+        assert_eq!(std::fs::read(engine.join("3.jnl")).unwrap(), [&b"sta"[..], &vec![0; 7_999_997]].concat());
         std::fs::write(engine.join("3.jnl"), "cut off").unwrap();
-        // A second start that follows a crash finds the old journal again.
-        let journals = Journals::set_aside(dir.path(), &engine).unwrap();
+        // A start that follows a crash finds the old journal again.
+        let journals = copied(8_000_000);
         assert_eq!(std::fs::read(engine.join("3.jnl")).unwrap(), before);
         journals.drop_old().unwrap();
         std::fs::write(engine.join("3.jnl"), "went on").unwrap();
-        Journals::set_aside(dir.path(), &engine).unwrap();
+        copied(7);
         assert_eq!(std::fs::read(engine.join("3.jnl")).unwrap(), b"went on");
     }
 }

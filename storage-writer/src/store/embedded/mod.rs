@@ -4,10 +4,12 @@
 //! Heads are derived from keys, never stored: the last key of a chat's or an inbox's prefix.
 
 pub mod check;
+mod engine_files;
 pub mod error;
 mod files;
 mod high_water;
 mod journal;
+mod journal_scan;
 mod layout;
 mod names;
 mod open;
@@ -222,6 +224,7 @@ impl EmbeddedStore {
         }
         rows.rest(group);
         rows.batch.insert(&self.tables.meta, tables::META_GROUPS, &layout::u64_value(self.groups + 1)[..]);
+        rows.batch.insert(&self.tables.meta, tables::META_FLOOR, &layout::u64_value(self.database.seqno())[..]);
         Ok(rows.batch)
     }
 }

@@ -5,11 +5,13 @@ use super::error::OpenError;
 use super::files::{self, DirectoryLock, SCHEMA_VERSION};
 use super::high_water::{HIGH_WATER_FILE, HighWater};
 use super::journal::Journals;
+use super::journal_scan::First;
 use super::names::Names;
 use super::recorder::Recorder;
 use super::tables::{self, Tables};
-use super::{EmbeddedOptions, EmbeddedStore, EmbeddedView, Views, Waker, layout};
+use super::{EmbeddedOptions, EmbeddedStore, EmbeddedView, Views, Waker, engine_files, layout};
 use crate::metrics::StoreMetrics;
+use fjall::AbstractTree;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use storage_core::store::ReadError;
@@ -49,12 +51,13 @@ impl EmbeddedStore {
         waker: Waker,
     ) -> Result<Self, OpenError> {
         let Recovered { lock, database, tables, mut high_water, engine_dir, schema, mut groups } =
-            recover(data_dir, options)?;
+            recover(data_dir, options, take_lock(data_dir)?)?;
         migrate(data_dir, &engine_dir, &database, &tables, schema)?;
         // A group of the store's own: journal and record are written and synced before anything is acknowledged.
         groups += 1;
         let mut batch = database.batch().durability(Some(fjall::PersistMode::SyncAll));
         batch.insert(&tables.meta, tables::META_GROUPS, &layout::u64_value(groups)[..]);
+        batch.insert(&tables.meta, tables::META_FLOOR, &layout::u64_value(database.seqno())[..]);
         batch.insert(&tables.meta, tables::META_STORE, &layout::u128_value(high_water.record().store)[..]);
         batch.commit().map_err(OpenError::engine(&engine_dir))?;
         high_water.raise(groups).map_err(OpenError::io("write", &data_dir.join(HIGH_WATER_FILE)))?;
@@ -89,6 +92,8 @@ impl EmbeddedStore {
 /// A store that is held and proven whole, for reading only.
 pub(crate) struct Held {
     pub(crate) view: EmbeddedView,
+    /// Tables whose checksum is wrong, as they were before the engine opened them.
+    pub(crate) damaged_tables: Vec<String>,
     _database: fjall::Database,
     _lock: DirectoryLock,
 }
@@ -99,14 +104,20 @@ pub(crate) fn hold(data_dir: &Path, options: &EmbeddedOptions) -> Result<Held, O
         let what = "there is no embedded store here".to_owned();
         return Err(OpenError::Mixed { file: data_dir.to_owned(), what });
     }
-    let Recovered { lock, database, tables, .. } = recover(data_dir, options)?;
+    let lock = take_lock(data_dir)?;
+    // Before the engine may merge tables.
+    let damaged_tables = engine_files::damaged_tables(&data_dir.join(ENGINE_DIR))?;
+    let Recovered { lock, database, tables, .. } = recover(data_dir, options, lock)?;
     let view = EmbeddedView::take(&database, &tables);
-    Ok(Held { view, _database: database, _lock: lock })
+    Ok(Held { view, damaged_tables, _database: database, _lock: lock })
 }
 
-fn recover(data_dir: &Path, options: &EmbeddedOptions) -> Result<Recovered, OpenError> {
+fn take_lock(data_dir: &Path) -> Result<DirectoryLock, OpenError> {
     std::fs::create_dir_all(data_dir).map_err(OpenError::io("make the directory", data_dir))?;
-    let lock = DirectoryLock::take(data_dir)?;
+    DirectoryLock::take(data_dir)
+}
+
+fn recover(data_dir: &Path, options: &EmbeddedOptions, lock: DirectoryLock) -> Result<Recovered, OpenError> {
     let engine_dir = data_dir.join(ENGINE_DIR);
     let schema = files::read_schema(data_dir)?;
     let high_water = match (schema, HighWater::open(data_dir)?) {
@@ -125,11 +136,15 @@ fn recover(data_dir: &Path, options: &EmbeddedOptions) -> Result<Recovered, Open
         high_water_groups: record.groups,
     };
     let journals = match (schema, engine_dir.exists()) {
-        (Some(_), true) => Some(Journals::set_aside(data_dir, &engine_dir)?),
+        (Some(_), true) => {
+            engine_files::verify(&engine_dir)?;
+            Some(Journals::set_aside(data_dir, &engine_dir, record.groups)?)
+        }
         (Some(_), false) => return Err(behind(0)),
         (None, _) => None,
     };
-    let opened = open_engine(&engine_dir, options, record.store);
+    let first = journals.as_ref().and_then(Journals::first);
+    let opened = open_engine(&engine_dir, options, record.store, first);
     let refused = match opened {
         Ok((database, tables, groups)) if groups >= record.groups => {
             if let Some(journals) = journals {
@@ -141,9 +156,12 @@ fn recover(data_dir: &Path, options: &EmbeddedOptions) -> Result<Recovered, Open
         Ok((database, tables, groups)) => {
             // The engine is closed before its journals are put back.
             drop((database, tables));
-            behind(groups)
+            match journals.as_ref().and_then(Journals::torn) {
+                Some((file, what)) => OpenError::Damaged { file, what: what.to_owned() },
+                None => behind(groups),
+            }
         }
-        Err(error) => error,
+        Err(error) => engine_files::blame(&engine_dir, error),
     };
     if let Some(journals) = journals {
         journals.put_back()?;
@@ -174,6 +192,7 @@ fn open_engine(
     engine_dir: &Path,
     options: &EmbeddedOptions,
     store: u128,
+    first: Option<First>,
 ) -> Result<(fjall::Database, Arc<Tables>, u64), OpenError> {
     let (database, tables) = Tables::open(engine_dir, options).map_err(OpenError::engine(engine_dir))?;
     let view = EmbeddedView::take(&database, &tables);
@@ -184,7 +203,27 @@ fn open_engine(
     }
     let groups = view.groups().map_err(unreadable(engine_dir))?.unwrap_or(0);
     drop(view);
+    if let Some(first) = first {
+        follows_tables(engine_dir, &tables, first)?;
+    }
     Ok((database, tables, groups))
+}
+
+/// Refuses a store whose oldest journals are gone though not all of them is in the tables. Each group counts itself in
+/// `meta`: tables of it that do not reach the journals' first group must end with the one before.
+fn follows_tables(engine_dir: &Path, tables: &Tables, first: First) -> Result<(), OpenError> {
+    let tree = &tables.meta.tree;
+    if first.group <= 1 || tree.get_highest_persisted_seqno().is_some_and(|newest| newest >= first.seqno) {
+        return Ok(());
+    }
+    let engine = |error: fjall::LsmError| OpenError::engine(engine_dir)(error.into());
+    let before = tree.get(tables::META_GROUPS, first.seqno).map_err(engine)?;
+    let before = before.and_then(|value| layout::parse_u64(&value).ok()).unwrap_or(0);
+    if before + 1 == first.group {
+        return Ok(());
+    }
+    let what = format!("journals are missing: the oldest begins with group {}, tables end with {before}", first.group);
+    Err(OpenError::Damaged { file: engine_dir.to_owned(), what })
 }
 
 fn unreadable(engine_dir: &Path) -> impl FnOnce(ReadError) -> OpenError {

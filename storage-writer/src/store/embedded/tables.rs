@@ -13,6 +13,13 @@ use std::sync::Arc;
 pub(crate) const META_RECORDS: &[u8] = b"records";
 /// Groups over the life of the store; the high-water record's counterpart.
 pub(crate) const META_GROUPS: &[u8] = b"groups";
+/// The engine's sequence number right before the group that writes it: a bound for the group's own, which the journal
+/// does not protect by a checksum.
+pub(crate) const META_FLOOR: &[u8] = b"floor";
+/// Keyspaces beside the engine's own, which is number 0; they are numbered in the order in which they are made.
+pub(crate) const KEYSPACES: u64 = 11;
+/// The number of `meta`.
+pub(crate) const META_KEYSPACE: u64 = 11;
 /// The store's own id, which the high-water record carries too.
 pub(crate) const META_STORE: &[u8] = b"store";
 
@@ -79,6 +86,7 @@ impl Tables {
             partitions: open("partitions", Use::Small)?,
             meta: open("meta", Use::Small)?,
         };
+        assert!(tables.meta.path().ends_with(META_KEYSPACE.to_string()), "keyspaces are made in the order above");
         Ok((database, Arc::new(tables)))
     }
 }
