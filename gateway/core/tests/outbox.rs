@@ -15,6 +15,14 @@ fn deaf(world: &mut World) -> u64 {
     client
 }
 
+/// Longer than any patience with a stalled reader, with a sign of life a second that asks for no answer.
+fn live_on(world: &mut World, client: u64) {
+    for _ in 0..120 {
+        world.data(client, &client_frame(10, b""));
+        world.sleep(1_000);
+    }
+}
+
 /// A driver may tell of what the kernel took after it handed in what the client sent in the same turn: the answers to
 /// that are not in the shell's queue yet, and not in its count.
 #[test]
@@ -24,11 +32,7 @@ fn a_completed_send_does_not_hide_what_was_queued_behind_it() {
     world.data(client, &client_frame(9, &[7; 125]));
     world.data(client, &client_frame(9, &[7; 125]).repeat(PINGS));
     world.took(client, PONG_BYTES, 0);
-    // Before the heartbeat is missed, and after the patience with a stalled reader.
-    for _ in 0..50 {
-        world.sleep(1_000);
-        world.settle();
-    }
+    live_on(&mut world, client);
     assert_eq!(world.client(client).closed, Some(4001));
 }
 
@@ -38,9 +42,6 @@ fn a_reader_that_took_everything_is_not_stalled() {
     let client = deaf(&mut world);
     world.data(client, &client_frame(9, &[7; 125]).repeat(PINGS));
     world.took(client, PINGS * PONG_BYTES, 0);
-    for _ in 0..50 {
-        world.sleep(1_000);
-        world.settle();
-    }
+    live_on(&mut world, client);
     assert_eq!(world.client(client).closed, None);
 }
