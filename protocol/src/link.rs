@@ -292,6 +292,8 @@ pub struct Committed {
     pub targets: Vec<Target>,
     /// The chat is above the inbox limit after it: members without an entry are told by subscription and head.
     pub large: bool,
+    /// Own states of those who came in with it, each with an entry: what was said before counts as read.
+    pub joined: Vec<Marked>,
 }
 
 /// An inbox entry.

@@ -337,6 +337,7 @@ pub(crate) fn replies() -> Vec<Reply> {
             event: event.clone(),
             targets: vec![Target { user_id: BOB, inbox_seq: 1_235 }],
             large: false,
+            joined: vec![Marked { user_id: BOB, delivered_seq: 42, own: own(), inbox_seq: Some(1_236) }],
         }]),
         Reply::Duplicate { chat_id: direct(), message_id: MessageId(77), seq: 42 },
         Reply::Refused(ErrorCode::NoSuchChat),

@@ -9,7 +9,7 @@ use crate::output::Output;
 use crate::planted::{self, Bug};
 use crate::time::Now;
 use parley_protocol::frame::{Receipt, Sent, ServerFrame};
-use parley_protocol::link::{Ask, Committed, MarkUpdate, Reply, Target};
+use parley_protocol::link::{Ask, Committed, MarkUpdate, Marked, Reply, Target};
 use parley_protocol::partition;
 use parley_protocol::{ChatId, ClientMsgId, ErrorCode, UserId};
 use std::sync::Arc;
@@ -255,7 +255,7 @@ impl Shard {
     }
 
     fn fan_out_event(&mut self, now: Now, committed: Committed, out: &mut Out) {
-        let Committed { event, targets, large } = committed;
+        let Committed { event, targets, large, joined } = committed;
         let chat_id = event.chat_id;
         let mut gone = Vec::new();
         let mut subscribers = Vec::new();
@@ -274,6 +274,12 @@ impl Shard {
             }
         }
         self.deliver_everywhere(now, &fan, targets, out);
+        for marked in &joined {
+            if let Some(home) = self.chats.get_mut(&chat_id) {
+                home.marked(marked);
+            }
+            self.tell_own(now, marked, out);
+        }
         for user_id in gone.into_iter().filter(|_| !planted::has(Bug::RemovedStaySubscribed)) {
             let shard = self.shard_of(user_id);
             self.fan_out(now, shard, Fanout::EndSubscription { chat_id, user_id }, out);
@@ -383,13 +389,18 @@ impl Shard {
                 let fan = Arc::new(Fan::new(receipt));
                 self.fan_out_to_users(now, others.into_iter(), |users| Fanout::Beside { fan: fan.clone(), users }, out);
             }
-            if let Some(inbox_seq) = marked.inbox_seq {
-                let fan = Arc::new(Fan::new(ServerFrame::Own(marked.own)));
-                self.deliver_everywhere(now, &fan, vec![Target { user_id, inbox_seq }], out);
-            }
+            self.tell_own(now, &marked, out);
         }
         if !planted::has(Bug::ReceiptsNotRearmed) {
             self.arm_receipts(now, chat_id);
+        }
+    }
+
+    /// The user's devices hear of its own state, if that changed.
+    fn tell_own(&mut self, now: Now, marked: &Marked, out: &mut Out) {
+        if let Marked { user_id, inbox_seq: Some(inbox_seq), own, .. } = *marked {
+            let fan = Arc::new(Fan::new(ServerFrame::Own(own)));
+            self.deliver_everywhere(now, &fan, vec![Target { user_id, inbox_seq }], out);
         }
     }
 

@@ -10,7 +10,7 @@ use crate::store::{CommandName, CommandRow, Entry, EntryRow, MarkRow, MarkWrite}
 use parley_idgen::{EPOCH_UNIX_MS, NotYet, SEQUENCE_BITS, WORKER_BITS};
 use parley_protocol::body::{Body, Envelope, MembershipBody, TitleBody, check_message, kind};
 use parley_protocol::frame::Change;
-use parley_protocol::link::{Action, Ask, ChatState, Command, Committed, MemberState, Reply, Target};
+use parley_protocol::link::{Action, Ask, ChatState, Command, Committed, Marked, MemberState, Reply, Target};
 use parley_protocol::{
     ChatId, ChatKind, ErrorCode, Event, MemberAction, MemberChange, MessageId, Role, UserId, limits,
 };
@@ -373,13 +373,15 @@ impl Writer {
             chat.checkpoint_seq = seq;
             append.checkpoint = Some(chat.checkpoint());
         }
-        self.mark_joiners(chat_id, changes);
-        Committed { event, targets, large }
+        let joined = self.mark_joiners(chat_id, changes);
+        Committed { event, targets, large, joined }
     }
 
-    /// Who comes in has read, so to say, what was before: it is not counted as unread.
-    fn mark_joiners(&mut self, chat_id: ChatId, changes: &[MemberChange]) {
-        let Writer { chats, gathering, .. } = self;
+    /// Who comes in has read, so to say, what was before: it is not counted as unread. The own devices hear of it by an
+    /// entry, as of any change of the own state, so that the counts that they derive are right.
+    fn mark_joiners(&mut self, chat_id: ChatId, changes: &[MemberChange]) -> Vec<Marked> {
+        let Writer { chats, users, gathering, .. } = self;
+        let mut joined = Vec::new();
         let chat = chats.get_mut(chat_id).expect("it was numbered in");
         let (seq, ordinal) = (chat.head_seq, chat.head_ordinal);
         for change in changes.iter().filter(|change| change.action == MemberAction::Added) {
@@ -397,8 +399,14 @@ impl Writer {
             };
             member.mark_at = (gathering.group.no, gathering.group.marks.len());
             let (user_id, row) = (change.user_id, member.marks);
-            gathering.group.marks.push(MarkWrite { chat_id, user_id, row, inbox_seq: None });
+            let user = users.get_mut(user_id).expect("the job was prepared");
+            user.inbox_head += 1;
+            user.usage.group_no = gathering.group.no;
+            let inbox_seq = Some(user.inbox_head);
+            gathering.group.marks.push(MarkWrite { chat_id, user_id, row, inbox_seq });
+            joined.push(Marked { user_id, delivered_seq: seq, own: member.own(chat_id), inbox_seq });
         }
+        joined
     }
 }
 
