@@ -4,7 +4,7 @@
 //!
 //! Small files (manifests, pointers, the high-water record's two slots, `schema`, `version`) are taken at every byte,
 //! with one flipped bit each, drawn from a fixed seed. Tables and journals are taken at every byte of their first and
-//! last 128, at every byte within 8 of the end of each group or begin of each block, and in between at every 211th.
+//! last 64, at every byte within 5 of the end of each group or begin of each block, and in between at every 307th.
 //! `PARLEY_DAMAGE_STRIDE=1` takes every byte of every file (minutes); `PARLEY_DAMAGE_SEED=N` draws other bits.
 
 mod common;
@@ -94,7 +94,7 @@ fn a_torn_tail_is_dropped() {
         template::append(&mut opened);
         reads
     };
-    for cut in (from..to).filter(|cut| cut % 7 == 0 || cut.abs_diff(last) < 40 || cut + 40 > to || *cut < from + 40) {
+    for cut in (from..to).filter(|cut| cut % 29 == 0 || cut.abs_diff(last) < 16 || cut + 16 > to || *cut < from + 16) {
         assert!(open(longer.bytes[..cut].to_vec()) == *workshop.expected(), "cut at {cut}");
         // The length reached the disk, and the pages behind did not; or one page in the middle did not.
         let mut holed = longer.bytes.clone();

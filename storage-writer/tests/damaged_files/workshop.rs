@@ -115,7 +115,7 @@ impl Workshop {
         let parts = take_apart(&built);
         let count = |kind| parts.iter().filter(|part| part.kind == kind).count();
         assert!(count(Kind::Table) >= template::TABLES_MIN && count(Kind::Journal) == 1 && count(Kind::Small) >= 26);
-        Self { room, parts, expected, stride: setting("PARLEY_DAMAGE_STRIDE", 211) }
+        Self { room, parts, expected, stride: setting("PARLEY_DAMAGE_STRIDE", 307) }
     }
 
     pub(crate) fn files(&self) -> &[Part] {
@@ -137,8 +137,8 @@ impl Workshop {
         let mark: &[u8] = if file.kind == Kind::Journal { b"FJL\x03" } else { b"LSM\x03" };
         let marks = file.bytes.windows(4).enumerate().filter(|(_, window)| *window == mark).map(|(at, _)| at as u64);
         let near: Vec<u64> = marks.chain([0, bytes]).collect();
-        let is_near = |at: u64| near.iter().any(|mark| at.abs_diff(*mark) <= 8);
-        (0..bytes).filter(|at| at % self.stride == 0 || *at < 128 || *at + 128 >= bytes || is_near(*at)).collect()
+        let is_near = |at: u64| near.iter().any(|mark| at.abs_diff(*mark) <= 5);
+        (0..bytes).filter(|at| at % self.stride == 0 || *at < 64 || *at + 64 >= bytes || is_near(*at)).collect()
     }
 
     /// Tries each damage on a file; says all that is wrong at once.

@@ -51,6 +51,11 @@ pub(crate) fn verify(engine_dir: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
+/// Whether a keyspace has tables.
+pub(crate) fn has_tables(engine_dir: &Path, keyspace: u64) -> Result<bool, OpenError> {
+    listed_of(engine_dir, keyspace).map(|tables| !tables.is_empty())
+}
+
 /// Reads every table from end to end. What is damaged, file by file, with the first byte of the first damaged block.
 pub(crate) fn damaged_tables(engine_dir: &Path) -> Result<Vec<String>, OpenError> {
     let mut found = Vec::new();
@@ -80,29 +85,32 @@ pub(crate) fn blame(engine_dir: &Path, error: OpenError) -> OpenError {
 
 /// Every table of every keyspace.
 fn listed(engine_dir: &Path) -> Result<Vec<Listed>, OpenError> {
-    let mut tables = Vec::new();
-    for keyspace in 0..=KEYSPACES {
-        let dir = engine_dir.join("keyspaces").join(keyspace.to_string());
-        let current = dir.join("current");
-        let bytes = read(&current)?;
-        let bytes = <[u8; CURRENT_BYTES]>::try_from(bytes)
-            .map_err(|bytes| damaged(&current, format!("it has {} bytes and not {CURRENT_BYTES}", bytes.len())))?;
-        let number = u64::from_le_bytes(*bytes.first_chunk().expect("25 bytes"));
-        let checksum = u128::from_le_bytes(*bytes[8..].first_chunk().expect("25 bytes"));
-        let manifest = dir.join(format!("v{number}"));
-        if !manifest.try_exists().map_err(OpenError::io("look for", &manifest))? {
-            return Err(damaged(&current, format!("it names {}, which does not exist", manifest.display())));
-        }
-        let content = read(&manifest)?;
-        if bytes[24] != 0 || xxh3_128(&content) != checksum {
-            let what = format!("its checksum is not the one that {} names", current.display());
-            return Err(damaged(&manifest, what));
-        }
-        let found = parse_tables(&content).ok_or_else(|| damaged(&manifest, "its list of tables does not decode"))?;
-        let path = |number: u64| dir.join("tables").join(number.to_string());
-        tables.extend(found.into_iter().map(|(number, checksum)| Listed { path: path(number), checksum }));
+    let keyspaces = (0..=KEYSPACES).map(|keyspace| listed_of(engine_dir, keyspace));
+    Ok(keyspaces.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+}
+
+/// Every table of one keyspace.
+fn listed_of(engine_dir: &Path, keyspace: u64) -> Result<Vec<Listed>, OpenError> {
+    let dir = engine_dir.join("keyspaces").join(keyspace.to_string());
+    let current = dir.join("current");
+    let bytes = read(&current)?;
+    let bytes = <[u8; CURRENT_BYTES]>::try_from(bytes)
+        .map_err(|bytes| damaged(&current, format!("it has {} bytes and not {CURRENT_BYTES}", bytes.len())))?;
+    let number = u64::from_le_bytes(*bytes.first_chunk().expect("25 bytes"));
+    let checksum = u128::from_le_bytes(*bytes[8..].first_chunk().expect("25 bytes"));
+    let manifest = dir.join(format!("v{number}"));
+    if !manifest.try_exists().map_err(OpenError::io("look for", &manifest))? {
+        return Err(damaged(&current, format!("it names {}, which does not exist", manifest.display())));
     }
-    Ok(tables)
+    let content = read(&manifest)?;
+    if bytes[24] != 0 || xxh3_128(&content) != checksum {
+        let what = format!("its checksum is not the one that {} names", current.display());
+        return Err(damaged(&manifest, what));
+    }
+    let found = parse_tables(&content).ok_or_else(|| damaged(&manifest, "its list of tables does not decode"))?;
+    let listed =
+        |(number, checksum): (u64, u128)| Listed { path: dir.join("tables").join(number.to_string()), checksum };
+    Ok(found.into_iter().map(listed).collect())
 }
 
 /// A small file. One that is missing is damage: the engine would take it for a store that was never finished.

@@ -144,7 +144,13 @@ fn recover(data_dir: &Path, options: &EmbeddedOptions, lock: DirectoryLock) -> R
         (None, _) => None,
     };
     let first = journals.as_ref().and_then(Journals::first);
-    let opened = open_engine(&engine_dir, options, record.store, first);
+    let opened = match first {
+        // Before the engine writes journals out into tables, which it begins to do when it opens.
+        Some(first) if first.group > 1 && !engine_files::has_tables(&engine_dir, tables::META_KEYSPACE)? => {
+            Err(journals_missing(&engine_dir, first, 0))
+        }
+        _ => open_engine(&engine_dir, options, record.store, first),
+    };
     let refused = match opened {
         Ok((database, tables, groups)) if groups >= record.groups => {
             if let Some(journals) = journals {
@@ -213,17 +219,19 @@ fn open_engine(
 /// `meta`: tables of it that do not reach the journals' first group must end with the one before.
 fn follows_tables(engine_dir: &Path, tables: &Tables, first: First) -> Result<(), OpenError> {
     let tree = &tables.meta.tree;
-    if first.group <= 1 || tree.get_highest_persisted_seqno().is_some_and(|newest| newest >= first.seqno) {
-        return Ok(());
-    }
     let engine = |error: fjall::LsmError| OpenError::engine(engine_dir)(error.into());
     let before = tree.get(tables::META_GROUPS, first.seqno).map_err(engine)?;
     let before = before.and_then(|value| layout::parse_u64(&value).ok()).unwrap_or(0);
-    if before + 1 == first.group {
+    // Asked last: tables that reach further may be new, and merging them drops the older count.
+    if before + 1 == first.group || tree.get_highest_persisted_seqno().is_some_and(|newest| newest >= first.seqno) {
         return Ok(());
     }
+    Err(journals_missing(engine_dir, first, before))
+}
+
+fn journals_missing(engine_dir: &Path, first: First, before: u64) -> OpenError {
     let what = format!("journals are missing: the oldest begins with group {}, tables end with {before}", first.group);
-    Err(OpenError::Damaged { file: engine_dir.to_owned(), what })
+    OpenError::Damaged { file: engine_dir.to_owned(), what }
 }
 
 fn unreadable(engine_dir: &Path) -> impl FnOnce(ReadError) -> OpenError {
