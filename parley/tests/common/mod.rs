@@ -98,6 +98,12 @@ impl Settings {
         self.gateway(&format!("{gateway_table}.{key}"), &value).writer(&format!("limits.{key}"), &value)
     }
 
+    /// Any other variable of the processes' environment.
+    pub(crate) fn env(mut self, name: &str, value: String) -> Self {
+        self.0.push((name.to_owned(), value));
+        self
+    }
+
     fn set(mut self, prefix: &str, key: &str, value: impl ToString) -> Self {
         self.0.push((format!("{prefix}{}", key.to_uppercase().replace('.', "__")), value.to_string()));
         self

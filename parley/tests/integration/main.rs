@@ -10,6 +10,7 @@ mod admin_endpoint;
 mod bad_input;
 mod commands_for_scripts;
 mod crash_ledger;
+mod damaged_store;
 mod data_directory;
 mod direct_live;
 mod full_disk;
