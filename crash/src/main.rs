@@ -7,6 +7,7 @@ mod plan;
 
 use clap::{Parser, Subcommand};
 use director::{Options, Size};
+use parley_protocol::ChatId;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -56,6 +57,17 @@ enum Command {
         /// The directory
         dir: PathBuf,
     },
+    /// Print what kept histories have of one device, in order
+    Show {
+        /// The directory
+        dir: PathBuf,
+        /// Its number, as the findings name it
+        #[arg(long)]
+        device: u32,
+        /// Only events of this chat
+        #[arg(long)]
+        chat: Option<ChatId>,
+    },
     /// One of a run's client processes
     #[command(hide = true)]
     Client {
@@ -91,6 +103,7 @@ fn main() -> ExitCode {
             println!("{verdict:?}");
             verdict.is_clean()
         }),
+        Command::Show { dir, device, chat } => director::show(&dir, device, chat).map(|()| true),
         Command::Client { plan, process, history } => client::run(&plan, process, &history).map(|()| true),
     };
     match kept {

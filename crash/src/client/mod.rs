@@ -94,6 +94,7 @@ const RUN: u8 = 0;
 const QUIET: u8 = 1;
 const SYNC: u8 = 2;
 const EXPLAIN: u8 = 3;
+const END: u8 = 4;
 
 struct Client {
     context: Context,
@@ -117,6 +118,7 @@ pub(crate) fn run(plan: &Path, process: u32, history: &Path) -> Result<(), Strin
             match line.as_deref() {
                 Ok("quiet") => heard.store(QUIET, Ordering::Relaxed),
                 Ok("sync") => heard.store(SYNC, Ordering::Relaxed),
+                Ok("end") => heard.store(END, Ordering::Relaxed),
                 Ok("explain") => heard.store(EXPLAIN, Ordering::Relaxed),
                 _ => break,
             }
@@ -231,6 +233,9 @@ impl Client {
                 reported = self.context.now;
                 self.report();
             }
+            if self.phase == END {
+                return Ok(());
+            }
             if self.phase == SYNC && self.devices.iter().all(|device| device.sync.as_ref().is_some_and(|it| it.done)) {
                 return Ok(());
             }
@@ -322,6 +327,7 @@ impl Client {
                     device.sync = Some(Sync::new(&crossing, logs));
                 }
             }
+            END => self.phase = END,
             EXPLAIN => {
                 order.store(self.phase, Ordering::Relaxed);
                 for device in self.devices.iter().filter(|device| !self.is_content(device)).take(5) {

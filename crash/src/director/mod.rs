@@ -9,10 +9,13 @@ mod setup;
 use crate::plan::INBOX_LIMIT;
 use clients::{Clients, history_path};
 use crash::checker::{Verdict, check_files};
+use crash::history::{Reader, Record};
 use crash::random::Random;
 use faults::{Counts, Fleet, choose, first_round, pause};
+use parley_protocol::ChatId;
 use servers::{Place, two_addresses};
 pub(crate) use setup::Size;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,8 +28,8 @@ const CALM_SPREAD_MS: u64 = 4_400;
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 /// After the last fault, until every command is answered.
 const QUIET_PATIENCE: Duration = Duration::from_secs(120);
-/// Then, until every device is at the head and all logs are read.
-const SYNC_PATIENCE: Duration = Duration::from_secs(300);
+/// Then, while devices go on coming to the heads of their streams: for so long after the last one that did.
+const SYNC_PATIENCE: Duration = Duration::from_secs(60);
 const PROGRESS: Duration = Duration::from_secs(5);
 
 /// What to run.
@@ -56,6 +59,8 @@ struct Outcome {
     duplicated: u64,
     reordered: u64,
     wrong: u64,
+    /// Devices that did not come to the head of their streams in time.
+    behind: u64,
 }
 
 /// The histories in a directory, in the order in which the checker wants them: devices are introduced first.
@@ -80,6 +85,39 @@ pub(crate) fn print_findings(verdict: &Verdict) {
     verdict.findings.iter().for_each(|finding| eprintln!("{finding}"));
 }
 
+/// Prints the records of one device; of events those of one chat, if asked for.
+pub(crate) fn show(dir: &Path, device: u32, only: Option<ChatId>) -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    for path in histories(dir)? {
+        let file = std::fs::File::open(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        for record in Reader::new(std::io::BufReader::new(file)) {
+            let record = record.map_err(|error| format!("{}: {error}", path.display()))?;
+            let of = match record {
+                Record::Stored { .. } => continue,
+                // Who came and went concerns everybody in the chat.
+                Record::Member { chat, .. } if only != Some(chat) => continue,
+                Record::Member { .. } => device,
+                Record::Offer { device, chat, .. } | Record::Ack { device, chat, .. } => {
+                    if only.is_some_and(|only| only != chat) { continue } else { device }
+                }
+                Record::Event { device, seen } | Record::Fetch { device, seen } => {
+                    if only.is_some_and(|only| only != seen.chat) { continue } else { device }
+                }
+                Record::Device { device, .. }
+                | Record::Refused { device, .. }
+                | Record::Connect { device, .. }
+                | Record::Mark { device, .. }
+                | Record::Truncated { device } => device,
+            };
+            // A reader that had enough is no error.
+            if of == device && writeln!(out, "{record:?}").is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A whole run. `Ok(false)`: promises were broken. `Err`: something went wrong before that could be said.
 pub(crate) fn run(options: &Options) -> Result<bool, String> {
     let (dir, temporary) = match &options.keep {
@@ -98,7 +136,7 @@ pub(crate) fn run(options: &Options) -> Result<bool, String> {
             (directory.path().to_owned(), Some(directory))
         }
     };
-    let ended = direct(options, &dir).and_then(|counts| {
+    let ended = direct(options, &dir).and_then(|(counts, behind)| {
         let verdict = judge(&dir)?;
         print_findings(&verdict);
         let Verdict { acknowledged, delivered, unknown, refused, lost, duplicated, reordered, wrong, .. } = verdict;
@@ -115,9 +153,10 @@ pub(crate) fn run(options: &Options) -> Result<bool, String> {
             duplicated,
             reordered,
             wrong,
+            behind,
         };
         println!("{}", serde_json::to_string(&outcome).map_err(|error| error.to_string())?);
-        Ok(verdict.is_clean())
+        Ok(verdict.is_clean() && behind == 0)
     });
     if ended != Ok(true) {
         let dir = temporary.map_or(dir, tempfile::TempDir::keep);
@@ -128,8 +167,9 @@ pub(crate) fn run(options: &Options) -> Result<bool, String> {
     ended
 }
 
-/// The run itself, until everything is written down and the servers have ended.
-fn direct(options: &Options, dir: &Path) -> Result<Counts, String> {
+/// The run itself, until everything is written down and the servers have ended: what was done, and how many devices did
+/// not come to the heads of their streams.
+fn direct(options: &Options, dir: &Path) -> Result<(Counts, u64), String> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|error| error.to_string())?;
@@ -174,29 +214,42 @@ fn direct(options: &Options, dir: &Path) -> Result<Counts, String> {
         }
     }
     let counts = fleet.counts;
-    for (order, patience, what) in [
-        ("quiet", QUIET_PATIENCE, "commands without an answer, or devices without a connection"),
-        ("sync", SYNC_PATIENCE, "devices that are not at the head of their streams"),
-    ] {
-        eprintln!("faults are over: {order}");
-        clients.tell(order);
-        let deadline = Instant::now() + patience;
-        while !(if order == "quiet" { clients.all_quiet() } else { clients.all_done() }) {
-            progress.tell(&clients, counts);
-            stopped(&stop)?;
-            clients.watch()?;
-            fleet.must_run()?;
-            if Instant::now() > deadline {
-                return Err(stuck(&mut clients, &format!("after {patience:?} there are {what}")));
-            }
-            std::thread::sleep(Duration::from_millis(20));
+    let mut watch = |clients: &Clients, fleet: &mut Fleet| {
+        progress.tell(clients, counts);
+        std::thread::sleep(Duration::from_millis(20));
+        stopped(&stop)?;
+        clients.watch()?;
+        fleet.must_run()
+    };
+    eprintln!("faults are over: every command gets its answer");
+    clients.tell("quiet");
+    let deadline = Instant::now() + QUIET_PATIENCE;
+    while !clients.all_quiet() {
+        watch(&clients, &mut fleet)?;
+        if Instant::now() > deadline {
+            return Err(stuck(&mut clients, "commands without an answer, or devices without a connection"));
+        }
+    }
+    eprintln!("every device comes to the head of its stream, and the logs are read");
+    clients.tell("sync");
+    let (mut left, mut moved, mut behind) = (0, Instant::now(), 0);
+    while !clients.all_done() {
+        watch(&clients, &mut fleet)?;
+        if clients.sums().left != left {
+            (left, moved) = (clients.sums().left, Instant::now());
+        }
+        if behind == 0 && moved.elapsed() > SYNC_PATIENCE {
+            // What they have is judged all the same: it tells what is missing.
+            behind = left.max(1);
+            eprintln!("{}", stuck(&mut clients, &format!("{left} devices are not at the head of their streams")));
+            clients.tell("end");
         }
     }
     drop(clients);
     eprintln!("ending the servers, proving the store");
     let counts = fleet.end(&mut || stopped(&stop))?;
     eprintln!("judging");
-    Ok(counts)
+    Ok((counts, behind))
 }
 
 fn stopped(stop: &AtomicBool) -> Result<(), String> {
