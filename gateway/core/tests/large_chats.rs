@@ -131,6 +131,28 @@ fn a_removal_whose_answer_was_lost_still_ends_the_subscription() {
 }
 
 #[test]
+fn nothing_live_leaves_between_a_lost_answer_and_the_members_as_they_are() {
+    let (mut world, chat_id, clients) = group(6, 4);
+    world.say(clients[1], ClientFrame::Subscribe(ChatRef { chat_id }));
+    world.say(clients[2], ClientFrame::Subscribe(ChatRef { chat_id }));
+    let users = vec![world.user(clients[1])];
+    let client_msg_id = world.msg_id();
+    let remove = GroupChange { chat_id, client_msg_id, change: Change::Remove { users } };
+    world.say_and_lose_the_answer(clients[0], ClientFrame::GroupChange(remove));
+    // Said while the link is away, so committed right behind the removal's resend and answered before the reload.
+    let frame = world.text(chat_id, "secret");
+    world.say_quietly(clients[0], frame);
+    world.sleep(5_000);
+    assert_eq!(world.client(clients[0]).sent().len(), 3, "both answered after the resend");
+    assert!(world.texts(clients[1]).is_empty(), "who was removed gets nothing that came after");
+    assert_eq!(heads(&mut world, clients[2]).last(), Some(&4), "who stayed hears of what was dropped");
+    let after = world.text(chat_id, "after");
+    world.say(clients[0], after);
+    assert_eq!(world.texts(clients[2]), ["after"], "and is subscribed still");
+    assert!(world.texts(clients[1]).is_empty());
+}
+
+#[test]
 fn an_addition_whose_answer_was_lost_is_known_to_the_home() {
     let (mut world, chat_id, clients) = group(6, 4);
     let late = world.connect("late", 99, None);

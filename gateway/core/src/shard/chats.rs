@@ -261,7 +261,10 @@ impl Shard {
         let mut subscribers = Vec::new();
         if let Some(home) = self.chats.get_mut(&chat_id) {
             gone = home.apply(&event, large);
-            if large || !home.subscribers.is_empty() {
+            // While the home is loaded again it does not know whose subscriptions must end: live events are dropped,
+            // and what tells the members of the head once it is loaded makes good for them.
+            let members_known = matches!(home.phase, Phase::Ready);
+            if members_known && (large || !home.subscribers.is_empty()) {
                 subscribers.clone_from(&home.subscribers);
             }
         }
@@ -381,7 +384,8 @@ impl Shard {
         for marked in list {
             let Some(home) = self.chats.get_mut(&chat_id) else { return };
             let user_id = marked.user_id;
-            if home.marked(&marked) && home.members.len() <= receipt_members_max {
+            let members_known = matches!(home.phase, Phase::Ready);
+            if home.marked(&marked) && members_known && home.members.len() <= receipt_members_max {
                 let others = home.members.iter().map(|member| member.user_id).filter(|other| *other != user_id);
                 let others: Vec<UserId> = others.collect();
                 let (delivered_seq, read_seq) = (marked.delivered_seq, marked.own.read_seq);
@@ -418,6 +422,10 @@ impl Shard {
     pub(super) fn heads_due(&mut self, now: Now, chat_id: ChatId, out: &mut Out) {
         let Some(home) = self.chats.get_mut(&chat_id) else { return };
         home.heads_armed = false;
+        if !matches!(home.phase, Phase::Ready) {
+            // Armed again once it is known who is a member.
+            return;
+        }
         let fan = Arc::new(Fan::new(ServerFrame::Head(home.head(chat_id))));
         let users: Vec<UserId> = home.members.iter().map(|member| member.user_id).collect();
         self.fan_out_to_users(now, users.into_iter(), |users| Fanout::Beside { fan: fan.clone(), users }, out);
