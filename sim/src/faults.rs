@@ -1,0 +1,172 @@
+//! What breaks, when, and how it is repaired.
+
+use crate::plan::Fault;
+use crate::world::{Event, World};
+
+/// Faults that strike; the others are chances of single steps.
+const STRIKES: [Fault; 14] = [
+    Fault::CutConnection,
+    Fault::CutLink,
+    Fault::StallShard,
+    Fault::FullMesh,
+    Fault::StopGateway,
+    Fault::CrashGateway,
+    Fault::Takeover,
+    Fault::DrainGateway,
+    Fault::StallWriter,
+    Fault::CrashWriter,
+    Fault::ReplaceWriter,
+    Fault::SyncError,
+    Fault::DiskFull,
+    Fault::ClockStep,
+];
+
+/// Gateways alive at a time.
+const GATEWAYS_MAX: usize = 3;
+
+impl World {
+    /// Something breaks.
+    pub(crate) fn strike(&mut self) -> bool {
+        if !self.in_storm() {
+            return false;
+        }
+        let next = self.now + 1 + self.faults.around(self.plan.fault_interval_us);
+        self.at(next, Event::Strike);
+        let weights = STRIKES.map(|fault| self.plan.fault(fault));
+        let Some(fault) = self.faults.weighted(&weights).map(|at| STRIKES[at]) else { return true };
+        self.trace.tell(self.now, || format!("!!! {fault}"));
+        match fault {
+            Fault::CutConnection => self.cut_connection(),
+            Fault::CutLink => self.cut_link(),
+            Fault::StallShard => self.stall_shard(),
+            Fault::FullMesh => self.mesh_full_until = self.now + self.faults.around(50_000),
+            Fault::StopGateway => {
+                if let Some(gateway) = self.living_gateway() {
+                    let long = self.faults.around(3_000_000);
+                    self.gateways[gateway as usize].stopped_until = self.now + long;
+                }
+            }
+            Fault::CrashGateway => {
+                if let Some(gateway) = self.living_gateway() {
+                    self.end_gateway(gateway);
+                }
+            }
+            Fault::Takeover => {
+                if self.gateways.iter().filter(|gateway| gateway.alive).count() < GATEWAYS_MAX {
+                    self.start_gateway();
+                }
+            }
+            Fault::DrainGateway => self.drain_gateway(),
+            Fault::StallWriter => {
+                if let Some(writer) = self.living_writer() {
+                    let long = self.faults.around(500_000);
+                    self.writers[writer as usize].stopped_until = self.now + long;
+                }
+            }
+            Fault::CrashWriter => {
+                if let Some(writer) = self.living_writer() {
+                    self.end_writer(writer);
+                }
+            }
+            Fault::ReplaceWriter => self.replace_writer(),
+            Fault::SyncError => self.disk.sync_fails = true,
+            Fault::DiskFull => self.disk.full_until = self.now + self.faults.around(200_000),
+            Fault::ClockStep => self.step_a_clock(),
+            _ => {}
+        }
+        true
+    }
+
+    fn living_gateway(&mut self) -> Option<u32> {
+        let alive: Vec<u32> = (0u32..).zip(&self.gateways).filter(|(_, g)| g.alive).map(|(at, _)| at).collect();
+        self.faults.pick(&alive).copied()
+    }
+
+    fn living_writer(&mut self) -> Option<u32> {
+        let alive: Vec<u32> = (0u32..).zip(&self.writers).filter(|(_, w)| w.alive).map(|(at, _)| at).collect();
+        self.faults.pick(&alive).copied()
+    }
+
+    fn cut_connection(&mut self) {
+        let open: Vec<u32> = self.devices.iter().filter_map(|device| device.conn).collect();
+        let Some(conn) = self.faults.pick(&open).copied() else { return };
+        let (now, later) = (self.now, self.now + self.faults.around(20_000));
+        let state = &mut self.conns[conn as usize];
+        // Each end keeps what had arrived, and hears of the end in its own time.
+        state.up.cut(now);
+        state.down.cut(now);
+        self.at(now, Event::Down { conn });
+        self.at(later, Event::Up { conn });
+    }
+
+    fn cut_link(&mut self) {
+        let open: Vec<u32> =
+            (0u32..).zip(&self.links).filter(|(_, l)| l.shard_has_it && l.writer_has_it).map(|(at, _)| at).collect();
+        let Some(link) = self.faults.pick(&open).copied() else { return };
+        let (now, later) = (self.now, self.now + self.faults.around(20_000));
+        let state = &mut self.links[link as usize];
+        state.up.cut(now);
+        state.down.cut(now);
+        self.at(now, Event::LinkDown { link });
+        self.at(later, Event::LinkUp { link });
+    }
+
+    fn stall_shard(&mut self) {
+        let Some(gateway) = self.living_gateway() else { return };
+        let shard = self.faults.below(u64::from(self.plan.shards)) as usize;
+        let long = if self.faults.chance(200) { 3_000_000 } else { 60_000 };
+        let until = self.now + self.faults.around(long);
+        self.gateways[gateway as usize].shards[shard].stalled_until = until;
+    }
+
+    fn drain_gateway(&mut self) {
+        let Some(gateway) = self.living_gateway() else { return };
+        self.gateways[gateway as usize].draining = true;
+        (0..self.plan.shards).for_each(|shard| self.wake_shard(gateway, shard, self.now));
+        // Whoever told it to end does not wait for ever.
+        self.at(self.now + 2_000_000, Event::EndGateway { gateway });
+    }
+
+    /// The old writer lives on for a while, and finds that it holds nothing any more.
+    fn replace_writer(&mut self) {
+        let old: Vec<u32> = (0u32..).zip(&self.writers).filter(|(_, w)| w.alive).map(|(at, _)| at).collect();
+        self.start_writer();
+        for writer in old {
+            let end = self.now + self.faults.around(300_000);
+            self.at(end, Event::EndWriter { writer });
+        }
+    }
+
+    fn step_a_clock(&mut self) {
+        let by_ms = self.faults.below(6_000) as i64 - 3_000;
+        if self.faults.chance(500) {
+            if let Some(gateway) = self.living_gateway() {
+                self.step_clock_of_gateway(gateway, by_ms);
+            }
+        } else if let Some(writer) = self.living_writer() {
+            self.writers[writer as usize].offset_ms += by_ms;
+        }
+    }
+
+    /// Nothing breaks any more, and what is broken is repaired.
+    pub(crate) fn repair(&mut self) {
+        self.mesh_full_until = 0;
+        self.disk.full_until = 0;
+        self.disk.sync_fails = false;
+        for gateway in 0..self.gateways.len() as u32 {
+            let process = &mut self.gateways[gateway as usize];
+            if !process.alive {
+                continue;
+            }
+            process.stopped_until = process.stopped_until.min(self.now);
+            process.shards.iter_mut().for_each(|shard| shard.stalled_until = shard.stalled_until.min(self.now));
+            (0..self.plan.shards).for_each(|shard| self.wake_shard(gateway, shard, self.now));
+        }
+        for writer in 0..self.writers.len() as u32 {
+            let process = &mut self.writers[writer as usize];
+            process.stopped_until = process.stopped_until.min(self.now);
+            process.engine.behave();
+            self.wake_writer(writer, self.now);
+        }
+    }
+}

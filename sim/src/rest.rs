@@ -1,0 +1,171 @@
+//! The end of a run: nothing breaks any more, everybody comes online, everything comes to rest; and the oracles that look
+//! at the whole state, then and now and then before.
+
+use crate::world::{Phase, World, short};
+use parley_protocol::UserId;
+use storage_core::store::EntryRow;
+
+impl World {
+    pub(crate) fn begin_phase(&mut self) {
+        match self.phase {
+            Phase::Storm => {}
+            Phase::Calm => {
+                self.repair();
+                for device in 0..self.devices.len() as u32 {
+                    let state = &mut self.devices[device as usize];
+                    state.offline_until = 0;
+                    state.stopped_reading_until = state.stopped_reading_until.min(self.now);
+                    self.wake_device(device, self.now);
+                }
+            }
+            Phase::Refresh => {
+                for device in 0..self.devices.len() as u32 {
+                    self.devices[device as usize].listing.get_or_insert(None);
+                    self.fill(device);
+                }
+            }
+        }
+    }
+
+    /// Every device in use is online, has everything, and waits for nothing.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.devices.iter().filter(|device| !device.retired).all(|device| {
+            let user = device.user.unwrap_or(UserId(0));
+            let read = device.chats.values().all(|chat| chat.own.map_or(0, |own| own.read_seq) >= chat.wants_read);
+            device.is_idle() && read && device.mark == Some(self.truth.inbox_head(user))
+        })
+    }
+
+    /// For a reader: why it is not at rest.
+    pub(crate) fn what_moves(&self) -> String {
+        let device = (0..).zip(&self.devices).filter(|(_, device)| !device.retired).find(|(_, device)| {
+            let user = device.user.unwrap_or(UserId(0));
+            let read = device.chats.values().all(|chat| chat.own.map_or(0, |own| own.read_seq) >= chat.wants_read);
+            !(device.is_idle() && read && device.mark == Some(self.truth.inbox_head(user)))
+        });
+        let Some((at, device)) = device else { return "nothing, at last".to_owned() };
+        let head = device.user.map(|user| self.truth.inbox_head(user));
+        let behind: Vec<_> = device
+            .chats
+            .iter()
+            .filter(|(_, chat)| chat.own.map_or(0, |own| own.read_seq) < chat.wants_read)
+            .map(|(id, chat)| (short(*id), chat.wants_read, chat.own))
+            .collect();
+        format!(
+            "device {at} of u{}: connected {}, welcome {}, mark {:?} of {head:?}, caught up {}, kept {:?}, pages {:?}, \
+             holes {:?}, listing {:?}, refreshing {}, unread marks {behind:?}",
+            device.name,
+            device.conn.is_some(),
+            device.welcome,
+            device.mark,
+            device.caught_up,
+            device.kept,
+            device.pages,
+            device.holes,
+            device.listing,
+            device.refreshing,
+        )
+    }
+
+    /// The oracles that walk over everything.
+    pub(crate) fn look_at_the_whole(&mut self, at_rest: bool) {
+        for writer in self.writers.iter().filter(|writer| writer.alive) {
+            writer.core.check_invariants();
+        }
+        self.look_at_store();
+        if at_rest {
+            self.look_at_devices();
+        }
+    }
+
+    /// What the store has is what the log says.
+    fn look_at_store(&mut self) {
+        let mut wrong = None;
+        for (chat_id, chat) in &self.truth.chats {
+            let Some(rows) = self.disk.rows.chats.get(chat_id) else {
+                wrong = wrong.or(Some(format!("{} is not in the store", short(*chat_id))));
+                continue;
+            };
+            let dense = rows.events.len() == chat.log.len()
+                && rows.events.last_key_value().map_or(0, |last| *last.0) == chat.head();
+            if !dense {
+                wrong = wrong.or(Some(format!("{}: {} events of {}", short(*chat_id), rows.events.len(), chat.head())));
+            }
+            for (user, member) in chat.members.iter().filter(|(_, member)| !member.spans.is_empty()) {
+                let row = rows.members.get(user);
+                let stored = row.map(|row| row.intervals.iter().map(|one| (one.history_from, one.left_seq)).collect());
+                if stored.as_ref() != Some(&member.spans) {
+                    wrong = wrong.or(Some(format!("{} of {user}: {row:?}, should be {member:?}", short(*chat_id))));
+                }
+            }
+        }
+        if let Some(what) = wrong {
+            self.fail("the store is what the log says", what);
+        }
+    }
+
+    /// At rest every device has every event that its user may read, nothing else, and the own state and unread counts
+    /// that the log gives.
+    fn look_at_devices(&mut self) {
+        let mut found: Option<(&str, String)> = None;
+        let refreshed = self.phase == Phase::Refresh;
+        for (at, device) in self.devices.iter().enumerate().filter(|(_, device)| !device.retired) {
+            let Some(user) = device.user else { continue };
+            let chats = self.truth.chats_of.get(&user);
+            for chat_id in chats.into_iter().flatten() {
+                let chat = &self.truth.chats[chat_id];
+                let member = &chat.members[&user];
+                let held = device.chats.get(chat_id);
+                let missing = (1..=chat.head())
+                    .filter(|seq| member.may_read(*seq))
+                    .find(|seq| held.is_none_or(|held| !held.events.contains_key(seq)));
+                if let Some(seq) = missing.filter(|_| refreshed) {
+                    let what = format!("device {at} of {user} has no {} {seq} of {}", short(*chat_id), chat.head());
+                    found = found.or(Some(("every chat converges on every device", what)));
+                }
+                let own_row = EntryRow::Own { chat_id: *chat_id };
+                let has_own = self.truth.inboxes.get(&user).is_some_and(|inbox| inbox.rows.contains(&own_row));
+                let own = held.and_then(|held| held.own);
+                let marks = member.marks;
+                let same = own.is_some_and(|own| {
+                    (own.read_seq, own.read_ordinal, own.read_sent)
+                        == (marks.read_seq, marks.read_ordinal, marks.read_sent)
+                });
+                if (has_own || refreshed) && !same {
+                    let what = format!("device {at} of {user} has {own:?} of {}, stored is {marks:?}", short(*chat_id));
+                    found = found.or(Some(("own state converges on every device", what)));
+                }
+                let expected = chat.unread(
+                    user,
+                    marks.read_seq,
+                    member.spans.last().and_then(|span| span.1).unwrap_or(chat.head()),
+                );
+                let derived = held.and_then(|held| held.unread(user));
+                if refreshed && derived != Some(expected) {
+                    let what = format!(
+                        "device {at} of {user} derives {derived:?} of {}, there are {expected}",
+                        short(*chat_id)
+                    );
+                    found = found.or(Some(("unread is right", what)));
+                }
+                let wants = held.map_or(0, |held| held.wants_read);
+                if marks.read_seq < wants {
+                    let what = format!("{user} has read {wants} of {}, stored is {marks:?}", short(*chat_id));
+                    found = found.or(Some(("read marks are stored", what)));
+                }
+            }
+        }
+        // Every command was answered; what was acknowledged is where it was said to be.
+        for ((user, id), asked) in &self.truth.asked {
+            let place = self.truth.place(*user, *id, asked.chat_id);
+            let sent = asked.sent.map(|(chat_id, _, seq)| (chat_id, seq));
+            if sent.is_some() && place != sent {
+                let what = format!("{user} was told {sent:?} of {id}, which is at {place:?}");
+                found = found.or(Some(("acknowledged is durable", what)));
+            }
+        }
+        if let Some((oracle, what)) = found {
+            self.fail(oracle, what);
+        }
+    }
+}
