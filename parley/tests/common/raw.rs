@@ -3,8 +3,9 @@
 use super::PATIENCE;
 use parley_protocol::ClientFrame;
 use parley_protocol::wire::{self, Encoding};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 /// A good upgrade for an encoding.
 pub(crate) fn upgrade(encoding: Encoding) -> String {
@@ -67,8 +68,24 @@ impl Raw {
     pub(crate) fn connect(addr: SocketAddr) -> Self {
         let stream = TcpStream::connect(addr).expect("the gateway accepts");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_nodelay(true).expect("no delay");
         Self { stream, input: Vec::new() }
+    }
+
+    /// The kernel takes little before this client reads.
+    pub(crate) fn narrow(&self) {
+        const BYTES: usize = 64 * 1024;
+        rustix::net::sockopt::set_socket_recv_buffer_size(&self.stream, BYTES).expect("a small buffer");
+    }
+
+    /// Whether something came, or the end of the stream, within `wait`.
+    pub(crate) fn answered_within(&self, wait: Duration) -> bool {
+        self.stream.set_read_timeout(Some(wait)).expect("a timeout");
+        let answered = !matches!(self.stream.peek(&mut [0]), Err(error) if matches!(
+            error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted));
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        answered
     }
 
     /// Connects and upgrades.
@@ -94,7 +111,7 @@ impl Raw {
                 self.input.extend_from_slice(&buffer[..count]);
                 true
             }
-            Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => false,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => false,
             Err(error) => panic!("no answer within {PATIENCE:?}: {error}"),
         }
     }

@@ -32,7 +32,7 @@ fn look(error: &Error) -> (ErrorCode, String, Option<u32>) {
     (error.code, error.message.clone(), error.retry_after_ms)
 }
 
-fn about(chat_id: ChatId) -> Vec<ClientFrame> {
+pub(crate) fn about(chat_id: ChatId) -> Vec<ClientFrame> {
     let client_msg_id = ClientMsgId(random());
     vec![
         text_frame(chat_id, client_msg_id, "may I?"),
