@@ -28,15 +28,15 @@ pub(crate) enum Fault {
 
 /// How often each is chosen.
 const WEIGHTS: &[(Fault, u64)] = &[
-    (Fault::KillGateway, 26),
-    (Fault::KillWriter, 26),
-    (Fault::KillBoth, 14),
-    (Fault::StopGateway, 6),
-    (Fault::StopWriter, 6),
-    (Fault::TerminateGateway, 6),
-    (Fault::TerminateWriter, 6),
-    (Fault::TakeOver, 6),
-    (Fault::Replace, 4),
+    (Fault::KillGateway, 29),
+    (Fault::KillWriter, 29),
+    (Fault::KillBoth, 16),
+    (Fault::StopGateway, 5),
+    (Fault::StopWriter, 5),
+    (Fault::TerminateGateway, 4),
+    (Fault::TerminateWriter, 4),
+    (Fault::TakeOver, 5),
+    (Fault::Replace, 3),
 ];
 
 /// Those of the first round, which has each once: a short run meets all of them.

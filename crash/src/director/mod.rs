@@ -21,9 +21,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Between two faults, on the average twice as much at the most.
+/// Between the recovery from a fault and the next one: so much, and up to so much more.
 const CALM_MS: u64 = 600;
-const CALM_SPREAD_MS: u64 = 4_400;
+const CALM_SPREAD_MS: u64 = 3_400;
 /// After a fault, until acknowledgements come again.
 const RECOVERY_PATIENCE: Duration = Duration::from_secs(60);
 /// After the last fault, until every command is answered.

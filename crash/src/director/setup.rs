@@ -20,8 +20,8 @@ use tungstenite::{Message, WebSocket};
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Longer than any run.
 const TOKEN_TTL_S: &str = "86400";
-/// Of the devices that log in and create groups: above all others, and gone before the run.
-const FIRST_DEVICE: u32 = 1 << 24;
+/// Ids of the devices that log in and create groups: above all others, and gone before the run.
+const FIRST_DEVICE: u128 = 1 << 24;
 
 struct Session {
     socket: WebSocket<TcpStream>,
@@ -107,16 +107,14 @@ pub(crate) fn prepare(
     let data = place.data();
     let data = data.to_str().ok_or("not a UTF-8 path")?;
     let mut users = Vec::new();
-    let mut sessions = Vec::new();
     for number in 0..size.users {
         let name = format!("user-{number}");
         let token = place.output(&["token", "--user", &name, "--ttl", TOKEN_TTL_S, "--data", data])?.trim().to_owned();
-        let device = u128::from(seed) << 64 | u128::from(FIRST_DEVICE + number as u32);
-        let session = Session::open(addresses[0], &token, device).map_err(|error| format!("{name}: {error}"))?;
+        let session = Session::open(addresses[0], &token, FIRST_DEVICE + number as u128);
+        let session = session.map_err(|error| format!("{name}: {error}"))?;
         let devices = 2 + u32::from(random.one_in(3));
         debug_assert!(devices <= DEVICES_MAX);
         users.push(User { name, token, user_id: session.user_id, devices });
-        sessions.push(session);
     }
     let mut groups = Vec::new();
     for number in 0..size.users / 5 {
@@ -135,7 +133,9 @@ pub(crate) fn prepare(
         let others = members[1..].iter().map(|member| users[*member].user_id).collect();
         let mut write = |record| history.write(record).map_err(|error| error.to_string());
         write(Record::Offer { device, chat: ChatId(0), name, content: 0 })?;
-        let Sent { chat_id: chat, seq, message_id, .. } = sessions[owner].create(name, others)?;
+        // A connection of its own: one that waited since the login would be closed for its silence.
+        let mut session = Session::open(addresses[0], &users[owner].token, FIRST_DEVICE + owner as u128)?;
+        let Sent { chat_id: chat, seq, message_id, .. } = session.create(name, others)?;
         write(Record::Ack { device, chat, name, seq, message_id: message_id.0 })?;
         groups.push(Group { chat_id: chat, members, guests });
     }
