@@ -18,8 +18,8 @@
 //! - `seq` is dense and `message_id` rises.
 //!
 //! One JSON line on the standard output has the figures; any violation makes the exit code 1 and keeps the directory
-//! with data, logs and histories. `crash check DIR` judges kept histories again; the seed repeats the faults and the
-//! workload, though not the timing of real processes.
+//! with data, logs and histories. `crash check DIR` judges kept histories again, `crash show DIR --device N` prints one
+//! device's; the seed repeats the faults and the workload, though not the timing of real processes.
 
 pub mod checker;
 pub mod history;
