@@ -25,13 +25,13 @@ use crate::stats::Stats;
 use crate::time::Now;
 use crate::timers::Timers;
 use core::net::SocketAddr;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use parley_protocol::close;
 use parley_protocol::link::MarkUpdate;
 use parley_protocol::partition::PARTITIONS;
 use parley_protocol::{ChatId, ClientMsgId, UserId};
 use session::{Conn, Session};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// What a timer is for. Whoever is meant checks whether it still holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,8 @@ struct Subscribers {
 /// What the mesh had no room for, per target.
 #[derive(Debug, Default)]
 struct Owed {
-    nudges: HashSet<UserId>,
+    /// Ordered, so that what leaves has an order: the simulator repeats a run from its seed.
+    nudges: BTreeSet<UserId>,
     nudge_all: bool,
     others: VecDeque<Fanout>,
 }
