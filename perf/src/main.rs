@@ -3,6 +3,7 @@
 mod cpu;
 mod direct;
 mod frames;
+mod hostile;
 mod ledger;
 mod login;
 mod net;
@@ -29,6 +30,8 @@ Examples:
     cargo run --release -p perf -- direct --spawn --connections 10000 --rate 30000 --seconds 60
   A closed loop: 1,000 users with 16 messages in flight each
     cargo run --release -p perf -- direct --spawn --users 1000 --window 16 --seconds 30
+  What an attacker can do to the others: the p99 of an honest load alone and beside each attack
+    cargo run --release -p perf -- hostile --spawn
   Against a server that runs (`parley up`, its data in ./data)
     cargo run --release -p perf -- direct --url ws://127.0.0.1:7400/ws --data ./data --users 100 --rate 1000
 
@@ -47,6 +50,9 @@ enum Command {
     /// Pairs of users talk; every user has one device, and sends to its peer.
     #[command(after_help = EXAMPLES)]
     Direct(DirectArgs),
+    /// The p99 of an honest load, alone and beside each kind of attack.
+    #[command(after_help = hostile::args::EXAMPLES)]
+    Hostile(hostile::args::HostileArgs),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -60,6 +66,17 @@ enum DriverArg {
     Auto,
     Uring,
     Epoll,
+}
+
+impl DriverArg {
+    fn name(self) -> String {
+        match self {
+            DriverArg::Auto => "auto",
+            DriverArg::Uring => "uring",
+            DriverArg::Epoll => "epoll",
+        }
+        .to_owned()
+    }
 }
 
 #[derive(Args)]
@@ -161,15 +178,6 @@ impl DirectArgs {
         Ok(())
     }
 
-    fn driver(&self) -> String {
-        match self.driver {
-            DriverArg::Auto => "auto",
-            DriverArg::Uring => "uring",
-            DriverArg::Epoll => "epoll",
-        }
-        .to_owned()
-    }
-
     fn settings(&self, url: Url, driver: String, probes: Probes, stop: Stop) -> Result<Settings, String> {
         let load = match (self.rate, self.window) {
             (Some(rate), _) => Loop::Open { rate: u64::from(rate) },
@@ -215,7 +223,7 @@ impl DirectArgs {
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1_000));
         if self.spawn {
             let options = spawn::Options {
-                driver: self.driver(),
+                driver: self.driver.name(),
                 shards: self.shards,
                 data: self.data.clone(),
                 config: self.config.clone(),
@@ -228,7 +236,7 @@ impl DirectArgs {
         let tokens = tokens::Tokens::load(&self.data.clone().unwrap_or_else(|| PathBuf::from("data")))?;
         let probe = |pid: Option<u32>| pid.map(|pid| Probe { pid });
         let probes = Probes { gateway: probe(self.gateway_pid), writer: probe(self.writer_pid) };
-        direct::run(&self.settings(Url::parse(&self.url)?, self.driver(), probes, stop)?, &tokens)
+        direct::run(&self.settings(Url::parse(&self.url)?, self.driver.name(), probes, stop)?, &tokens)
     }
 }
 
@@ -245,19 +253,25 @@ fn stop_on_signals() -> Result<Stop, String> {
 }
 
 fn main() -> ExitCode {
-    let Command::Direct(args) = Cli::parse().command;
-    let report = match args.run() {
-        Ok(report) => report,
-        Err(error) => {
-            eprintln!("perf: {error}");
-            return ExitCode::from(2);
-        }
+    let done = match Cli::parse().command {
+        Command::Direct(args) => args.run().map(|report| finish(&report, &report.broken())),
+        Command::Hostile(args) => args.run().map(|report| {
+            eprint!("{}", report.table());
+            finish(&report, &report.broken)
+        }),
     };
-    let broken = report.broken();
-    for what in &broken {
+    done.unwrap_or_else(|error| {
+        eprintln!("perf: {error}");
+        ExitCode::from(2)
+    })
+}
+
+/// The last line, and whether every promise was kept.
+fn finish(report: &impl serde::Serialize, broken: &[String]) -> ExitCode {
+    for what in broken {
         eprintln!("broken: {what}");
     }
-    println!("{}", serde_json::to_string(&report).expect("numbers and names have a JSON form"));
+    println!("{}", serde_json::to_string(report).expect("numbers and names have a JSON form"));
     if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -269,7 +283,8 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent_and_takes_the_documented_calls() {
         Cli::command().debug_assert();
-        for line in EXAMPLES.lines().filter_map(|line| line.trim().split_once(" -p perf -- ")) {
+        let examples = EXAMPLES.lines().chain(hostile::args::EXAMPLES.lines());
+        for line in examples.filter_map(|line| line.trim().split_once(" -p perf -- ")) {
             assert!(Cli::try_parse_from(["perf"].into_iter().chain(line.1.split(' '))).is_ok(), "{}", line.1);
         }
         let fails = |line: &str| Cli::try_parse_from(["perf", "direct"].into_iter().chain(line.split(' '))).is_err();
@@ -278,7 +293,8 @@ mod tests {
 
     #[test]
     fn an_odd_number_of_users_is_refused() {
-        let Command::Direct(args) = Cli::parse_from(["perf", "direct", "--users", "3", "--rate", "1"]).command;
+        let command = Cli::parse_from(["perf", "direct", "--users", "3", "--rate", "1"]).command;
+        let Command::Direct(args) = command else { panic!("another command") };
         assert!(args.check().unwrap_err().contains("even"));
     }
 }

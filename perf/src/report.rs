@@ -209,6 +209,11 @@ impl Report {
         }
     }
 
+    /// Median and 99th percentile of the time from when a message was to be sent to its delivery.
+    pub(crate) fn latency_ms(&self) -> (f64, f64) {
+        (self.latency_ms_p50, self.latency_ms_p99)
+    }
+
     /// The broken promises, in words; empty when all were kept.
     pub(crate) fn broken(&self) -> Vec<String> {
         let counts = [

@@ -13,6 +13,7 @@ const AUDIENCE: &str = "parley";
 const TTL_S: u64 = 24 * 3_600;
 
 /// The development key of a data directory.
+#[derive(Clone)]
 pub(crate) struct Tokens {
     key: SigningKey,
     header: String,

@@ -1,0 +1,169 @@
+//! A blocking connection for attackers: it upgrades, logs in, and then does what no honest client does.
+
+use crate::frames::{Encoder, Incoming, read};
+use crate::net::Url;
+use crate::net::frame::{self, Op};
+use crate::tokens::Tokens;
+use parley_protocol::frame::Hello;
+use parley_protocol::limits::PROTOCOL_VERSION;
+use parley_protocol::wire::Encoding;
+use parley_protocol::{ClientFrame, DeviceId, UserId};
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// How long a server may take to answer an attacker.
+const PATIENCE: Duration = Duration::from_secs(10);
+const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+/// An attacker that does not read lets its kernel take little.
+const NARROW_BYTES: usize = 64 << 10;
+
+/// A socket and what came of it that is not used yet.
+pub(crate) struct Client {
+    stream: TcpStream,
+    input: Vec<u8>,
+}
+
+fn text(error: std::io::Error) -> String {
+    error.to_string()
+}
+
+impl Client {
+    pub(crate) fn connect(url: &Url) -> Result<Self, String> {
+        let stream = TcpStream::connect(url.address).map_err(text)?;
+        stream.set_nodelay(true).map_err(text)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(text)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(text)?;
+        // Reset at the end: thousands of ports in TIME_WAIT would slow down the attack, not the server.
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).map_err(|error| error.to_string())?;
+        Ok(Self { stream, input: Vec::new() })
+    }
+
+    pub(crate) fn upgrade_request(url: &Url) -> String {
+        url.upgrade(KEY, Encoding::Rkyv.subprotocol())
+    }
+
+    /// Connects and opens the WebSocket.
+    pub(crate) fn upgraded(url: &Url) -> Result<Self, String> {
+        let mut client = Self::connect(url)?;
+        client.send(Self::upgrade_request(url).as_bytes())?;
+        loop {
+            if let Some(end) = client.input.windows(4).position(|window| window == b"\r\n\r\n") {
+                if !client.input.starts_with(b"HTTP/1.1 101") {
+                    return Err(String::from_utf8_lossy(&client.input[..end]).into_owned());
+                }
+                client.input.drain(..end + 4);
+                return Ok(client);
+            }
+            if !client.fill()? {
+                return Err("the server hung up before the upgrade".to_owned());
+            }
+        }
+    }
+
+    /// Logs in under a name; the id of the user.
+    pub(crate) fn seated(url: &Url, tokens: &Tokens, encoder: &Encoder, name: &str) -> Result<(Self, UserId), String> {
+        let mut client = Self::upgraded(url)?;
+        client.send(&hello(encoder, tokens.sign(name, now_unix_s()), device()?))?;
+        loop {
+            while let Some(found) = frame::parse(&client.input)? {
+                let incoming = match found.op {
+                    Op::Binary => Some(read(Encoding::Rkyv, found.payload)?),
+                    Op::Close => return Err(format!("the login of {name} was refused: {:?}", found.payload)),
+                    _ => None,
+                };
+                let used = found.bytes;
+                client.input.drain(..used);
+                if let Some(Incoming::Welcome { user_id }) = incoming {
+                    return Ok((client, user_id));
+                }
+            }
+            if !client.fill()? {
+                return Err(format!("the server hung up on {name}"));
+            }
+        }
+    }
+
+    /// The kernel takes little for a client that does not read.
+    pub(crate) fn narrow(&self) -> Result<(), String> {
+        rustix::net::sockopt::set_socket_recv_buffer_size(&self.stream, NARROW_BYTES).map_err(|error| error.to_string())
+    }
+
+    /// From now on nothing waits.
+    pub(crate) fn nonblocking(&self) -> Result<(), String> {
+        self.stream.set_nonblocking(true).map_err(text)
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
+        self.stream.write_all(bytes).map_err(text)
+    }
+
+    /// Sends what the socket takes now; an error once the connection is over.
+    pub(crate) fn try_send(&mut self, bytes: &[u8]) -> Result<usize, String> {
+        match self.stream.write(bytes) {
+            Ok(sent) => Ok(sent),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(0),
+            Err(error) => Err(text(error)),
+        }
+    }
+
+    fn fill(&mut self) -> Result<bool, String> {
+        let mut buffer = [0; 4096];
+        let count = self.stream.read(&mut buffer).map_err(text)?;
+        self.input.extend_from_slice(&buffer[..count]);
+        Ok(count > 0)
+    }
+
+    /// Throws away what came; false once the connection is over.
+    pub(crate) fn discard(&mut self) -> bool {
+        let mut buffer = [0; 16 << 10];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(_) => {}
+                Err(error) => return error.kind() == ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// Reads until the server ends the connection; what it said.
+    pub(crate) fn last_words(mut self) -> Result<Vec<u8>, String> {
+        loop {
+            match self.fill() {
+                Ok(true) => {}
+                Ok(false) => return Ok(self.input),
+                // A reset behind an answer: what was said counts.
+                Err(_) if !self.input.is_empty() => return Ok(self.input),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+pub(crate) fn now_unix_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// A device that nobody has.
+pub(crate) fn device() -> Result<DeviceId, String> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| format!("no randomness: {error}"))?;
+    Ok(DeviceId(u128::from_le_bytes(bytes)))
+}
+
+/// A framed `Hello`.
+pub(crate) fn hello(encoder: &Encoder, token: String, device_id: DeviceId) -> Vec<u8> {
+    let hello = Hello {
+        version: PROTOCOL_VERSION,
+        device_id,
+        token: Some(token),
+        resume: None,
+        mark: None,
+        kinds_known: Vec::new(),
+        client: concat!("parley-perf/", env!("CARGO_PKG_VERSION")).to_owned(),
+        act_for: None,
+    };
+    let mut out = Vec::new();
+    encoder.frame(&ClientFrame::Hello(hello), &mut out);
+    out
+}
