@@ -275,7 +275,8 @@ fn unsafe_lives_in_named_modules_of_the_gateway_shell() {
 
 #[test]
 fn the_crash_harness_knows_no_server() {
-    let of_this_house = ["parley", "gateway", "gateway-core", "storage-writer", "storage-core", "parley-config", "perf"];
+    let of_this_house =
+        ["parley", "gateway", "gateway-core", "storage-writer", "storage-core", "parley-config", "perf"];
     let direct = &direct_dependencies()["crash"];
     let found = of_this_house.iter().filter(|name| direct.contains(**name)).map(|name| format!("crash names {name}"));
     none("Who judges the servers from outside shares only the protocol's types with them:", found.collect());
