@@ -15,7 +15,7 @@ use storage_core::store::EntryRow;
 const DEAF_US: u64 = 3_500_000;
 /// A device says something at least this often.
 const PING_US: u64 = 1_300_000;
-/// A read mark that the server does not show is sent again after this.
+/// A device looks at its clock about twice in this time.
 const LOOK_US: u64 = 1_000_000;
 
 impl World {
@@ -74,17 +74,26 @@ impl World {
             .filter_map(|kept| kept.again_at.take_if(|at| *at <= now).map(|_| kept.frame.clone()))
             .collect();
         again.into_iter().for_each(|frame| self.say(device, frame));
-        let state = &self.devices[device as usize];
-        let behind = |chat: &&crate::device::HeldChat| chat.own.map_or(0, |own| own.read_seq) < chat.wants_read;
-        let unread: Vec<_> =
-            state.chats.iter().filter(|(_, chat)| behind(chat)).map(|(id, chat)| (*id, chat.wants_read)).collect();
-        for (chat_id, seq) in unread {
-            self.say(device, ClientFrame::Read(frame::Position { chat_id, seq }));
-        }
         if self.now >= self.devices[device as usize].said_at + PING_US {
             self.say(device, ClientFrame::Ping(frame::Ping { nonce: 0 }));
         }
+        self.read_again(device);
         self.fill(device);
+    }
+
+    /// A device that has caught up knows which of its read marks never arrived: it says them again.
+    fn read_again(&mut self, device: u32) {
+        if !self.devices[device as usize].caught_up
+            || std::mem::replace(&mut self.devices[device as usize].read_again, true)
+        {
+            return;
+        }
+        let state = &self.devices[device as usize];
+        let behind = state.chats.iter().filter(|(_, chat)| chat.own.map_or(0, |own| own.read_seq) < chat.wants_read);
+        let behind: Vec<_> = behind.map(|(chat_id, chat)| (*chat_id, chat.wants_read)).collect();
+        for (chat_id, seq) in behind {
+            self.say(device, ClientFrame::Read(frame::Position { chat_id, seq }));
+        }
     }
 
     /// Asks for what is missing.
@@ -426,7 +435,9 @@ impl World {
             }
         } else if let Some(chat_id) = error.chat_id {
             state.subscribed.remove(&chat_id);
-            if !passing && let Some(chat) = state.chats.get_mut(&chat_id) {
+            if passing {
+                state.read_again = false;
+            } else if let Some(chat) = state.chats.get_mut(&chat_id) {
                 chat.wants_read = 0;
             }
         }
@@ -553,6 +564,7 @@ impl World {
         let state = &mut self.devices[device as usize];
         state.take_mark(mark.inbox_seq);
         state.caught_up = mark.inbox_seq == mark.head;
+        self.read_again(device);
     }
 
     /// An own state that should have come by `mark`, and is not superseded by a later entry.

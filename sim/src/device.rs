@@ -120,6 +120,8 @@ pub(crate) struct Device {
     pub(crate) listing: Option<Option<ChatId>>,
     pub(crate) subscribed: BTreeSet<ChatId>,
     pub(crate) caught_up: bool,
+    /// It has said again, on this connection, what it has read.
+    pub(crate) read_again: bool,
     pub(crate) heard_at: u64,
     pub(crate) said_at: u64,
     pub(crate) stopped_reading_until: u64,
@@ -154,6 +156,7 @@ impl Device {
             listing: None,
             subscribed: BTreeSet::new(),
             caught_up: false,
+            read_again: false,
             heard_at: 0,
             said_at: 0,
             stopped_reading_until: 0,
@@ -174,6 +177,7 @@ impl Device {
         self.listing = None;
         self.subscribed.clear();
         self.caught_up = false;
+        self.read_again = false;
         self.receipts.clear();
         self.stopped_reading_until = 0;
     }

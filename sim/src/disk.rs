@@ -5,6 +5,7 @@ use crate::plan::{Fault, Plan};
 use crate::random::Rng;
 use std::collections::VecDeque;
 use storage_core::model::{Model, State};
+use storage_core::planted::{self, Bug};
 use storage_core::store::{Group, OpId, Outcome, StoreRequest, StoreResult};
 
 /// What survives every crash.
@@ -61,6 +62,9 @@ impl Engine {
     /// Opens the disk, and shuts every engine out that was there before.
     pub(crate) fn open(disk: &mut Disk, plan: &Plan, seed: u64) -> Engine {
         disk.owner += 1;
+        if planted::has(Bug::DedupeForgottenInCrash) {
+            disk.rows.commands.clear();
+        }
         Engine {
             id: disk.owner,
             accepted: Model::open(disk.rows.clone()),
@@ -78,7 +82,7 @@ impl Engine {
     }
 
     pub(crate) fn holds(&self, disk: &Disk) -> bool {
-        self.id == disk.owner
+        self.id == disk.owner || planted::has(Bug::WriterNotFenced)
     }
 
     /// Faults of this engine are over.
@@ -165,7 +169,9 @@ impl Engine {
                     StoreResult::Committed(Outcome::Fenced)
                 }
                 (result, Some(no)) => {
-                    self.write_through(disk, no);
+                    if !planted::has(Bug::DurableWithoutSync) {
+                        self.write_through(disk, no);
+                    }
                     // What is answered as durable is seen by every later read.
                     self.see_all();
                     result

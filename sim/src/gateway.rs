@@ -535,6 +535,7 @@ impl World {
             input: Vec::new(),
             shard_has_it: true,
             writer_has_it: true,
+            last_no: 0,
             asked: Default::default(),
         });
         self.brain(gateway, shard).link = Some(link);

@@ -270,7 +270,7 @@ impl Plan {
             link_idle_ms: 1_000,
             reconnect_spread_ms: 200,
             drain_patience_ms: 700,
-            devices_max: 8,
+            devices_max: 64,
             chats_max: 40,
             ..GatewayOptions::default()
         };

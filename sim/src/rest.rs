@@ -1,8 +1,9 @@
 //! The end of a run: nothing breaks any more, everybody comes online, everything comes to rest; and the oracles that look
 //! at the whole state, then and now and then before.
 
+use crate::device::{Device, HeldChat};
 use crate::world::{Phase, World, short};
-use parley_protocol::UserId;
+use parley_protocol::{ChatId, UserId};
 use storage_core::store::EntryRow;
 
 impl World {
@@ -29,28 +30,32 @@ impl World {
 
     /// Every device in use is online, has everything, and waits for nothing.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.devices.iter().filter(|device| !device.retired).all(|device| {
-            let user = device.user.unwrap_or(UserId(0));
-            let read = device.chats.values().all(|chat| chat.own.map_or(0, |own| own.read_seq) >= chat.wants_read);
-            device.is_idle() && read && device.mark == Some(self.truth.inbox_head(user))
-        })
+        self.devices.iter().all(|device| self.rests(device))
+    }
+
+    fn rests(&self, device: &Device) -> bool {
+        let user = device.user.unwrap_or(UserId(0));
+        let at_head = device.mark == Some(self.truth.inbox_head(user));
+        device.retired || (device.is_idle() && at_head && self.unstored_reads(device).next().is_none())
+    }
+
+    /// Chats in which the user has read further than the server shows. What somebody read who was taken out since is not
+    /// stored any more.
+    fn unstored_reads<'a>(&'a self, device: &'a Device) -> impl Iterator<Item = (ChatId, &'a HeldChat)> {
+        let user = device.user.unwrap_or(UserId(0));
+        let behind = |chat: &HeldChat| chat.own.map_or(0, |own| own.read_seq) < chat.wants_read;
+        let chats = device.chats.iter().filter(move |(_, chat)| behind(chat));
+        chats.filter(move |(chat_id, _)| self.truth.is_member(user, **chat_id)).map(|(chat_id, chat)| (*chat_id, chat))
     }
 
     /// For a reader: why it is not at rest.
     pub(crate) fn what_moves(&self) -> String {
-        let device = (0..).zip(&self.devices).filter(|(_, device)| !device.retired).find(|(_, device)| {
-            let user = device.user.unwrap_or(UserId(0));
-            let read = device.chats.values().all(|chat| chat.own.map_or(0, |own| own.read_seq) >= chat.wants_read);
-            !(device.is_idle() && read && device.mark == Some(self.truth.inbox_head(user)))
-        });
-        let Some((at, device)) = device else { return "nothing, at last".to_owned() };
+        let Some((at, device)) = self.devices.iter().enumerate().find(|(_, device)| !self.rests(device)) else {
+            return "nothing, at last".to_owned();
+        };
         let head = device.user.map(|user| self.truth.inbox_head(user));
-        let behind: Vec<_> = device
-            .chats
-            .iter()
-            .filter(|(_, chat)| chat.own.map_or(0, |own| own.read_seq) < chat.wants_read)
-            .map(|(id, chat)| (short(*id), chat.wants_read, chat.own))
-            .collect();
+        let behind = self.unstored_reads(device).map(|(chat_id, chat)| (short(chat_id), chat.wants_read, chat.own));
+        let behind: Vec<_> = behind.collect();
         format!(
             "device {at} of u{}: connected {}, welcome {}, mark {:?} of {head:?}, caught up {}, kept {:?}, pages {:?}, \
              holes {:?}, listing {:?}, refreshing {}, unread marks {behind:?}",
@@ -149,7 +154,7 @@ impl World {
                     found = found.or(Some(("unread is right", what)));
                 }
                 let wants = held.map_or(0, |held| held.wants_read);
-                if marks.read_seq < wants {
+                if member.present && marks.read_seq < wants {
                     let what = format!("{user} has read {wants} of {}, stored is {marks:?}", short(*chat_id));
                     found = found.or(Some(("read marks are stored", what)));
                 }

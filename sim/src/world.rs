@@ -111,6 +111,8 @@ pub(crate) struct Link {
     pub(crate) input: Vec<u8>,
     pub(crate) shard_has_it: bool,
     pub(crate) writer_has_it: bool,
+    /// The number of the last request.
+    pub(crate) last_no: u64,
     /// Requests without an answer, by number.
     pub(crate) asked: BTreeMap<u64, LinkAsked>,
 }

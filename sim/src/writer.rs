@@ -174,6 +174,9 @@ impl World {
                 break;
             }
         }
+        let (parked, links) = (self.writers[writer as usize].core.status().parked, self.links.len());
+        let most = self.plan.writer_options().parked_max + links;
+        self.ensure(parked <= most, "queues are bounded", || format!("{parked} requests wait in the writer"));
         let process = &self.writers[writer as usize];
         let timer = process.core.next_timer().map(|due| due * 1_000);
         let next = [timer, process.engine.next_due()].into_iter().flatten().min();
@@ -251,10 +254,13 @@ impl World {
         true
     }
 
-    /// Oracles: the window of a link is kept; a home loads no chat before the barrier of its partition stands (rule 5).
+    /// Oracles: the window of a link is kept, and its order (rule 6); a home loads no chat before the barrier of its partition stands (rule 5).
     fn look_at_request(&mut self, link: u32, request: &Request) {
         let opens = if let Ask::Open { partition } = request.ask { Some(partition) } else { None };
         let asked = LinkAsked { epoch: request.home_epoch, opens };
+        let last = self.links[link as usize].last_no.max(request.no);
+        let last = std::mem::replace(&mut self.links[link as usize].last_no, last);
+        self.ensure(request.no > last, "requests are resent in order", || format!("{} after {last}", request.no));
         self.links[link as usize].asked.insert(request.no, asked);
         let (open, most) = (self.links[link as usize].asked.len(), self.plan.gateway_options(1, 0).link_window);
         self.ensure(open <= most, "queues are bounded", || format!("{open} requests of link {link} wait"));

@@ -43,6 +43,7 @@ fn every_planted_bug_is_found() {
             None => missed.push(plants),
         }
     }
+    println!("not found: {missed:?}");
     assert!(missed.is_empty(), "not found within {SEEDS_MAX} seeds: {missed:?}");
     assert!((1..=14).all(|rule| rules.contains(&rule)), "every rule has a bug that is found: {rules:?}");
 }

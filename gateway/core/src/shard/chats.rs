@@ -381,9 +381,20 @@ impl Shard {
             }
             return self.arm_receipts(now, chat_id);
         };
+        // In the order of what was asked, without those who are no members.
+        let mut asked = marks.into_iter();
         for marked in list {
             let Some(home) = self.chats.get_mut(&chat_id) else { return };
             let user_id = marked.user_id;
+            let mark = asked.find(|mark| mark.user_id == user_id);
+            // A reader saw an event before the log knew that it is durable, and did not take its mark: it does now.
+            let early = |mark: &MarkUpdate| {
+                (mark.read_seq > marked.own.read_seq && mark.read_seq <= home.head_seq)
+                    || (mark.delivered_seq > marked.delivered_seq && mark.delivered_seq <= home.head_seq)
+            };
+            if let Some(mark) = mark.filter(early) {
+                home.merge(mark);
+            }
             let members_known = matches!(home.phase, Phase::Ready);
             if home.marked(&marked) && members_known && home.members.len() <= receipt_members_max {
                 let others = home.members.iter().map(|member| member.user_id).filter(|other| *other != user_id);
