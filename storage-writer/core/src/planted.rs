@@ -200,16 +200,16 @@ pub fn plant(bug: Option<Bug>) {
     PLANTED.set(bug);
 }
 
-/// Whether the bug is planted in this thread.
+/// Whether the bug is planted in this thread. Public for engines outside this crate, which have rules to break too.
 #[cfg(feature = "planted")]
-pub(crate) fn has(bug: Bug) -> bool {
+pub fn has(bug: Bug) -> bool {
     PLANTED.get() == Some(bug)
 }
 
 /// Whether the bug is planted: never, without the feature.
 #[cfg(not(feature = "planted"))]
 #[inline(always)]
-pub(crate) const fn has(_: Bug) -> bool {
+pub const fn has(_: Bug) -> bool {
     false
 }
 
