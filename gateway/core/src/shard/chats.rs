@@ -215,11 +215,14 @@ impl Shard {
     ) {
         if let Some(home) = self.chats.get_mut(&chat_id) {
             home.commands_under_way -= 1;
-            // Rule 10: the first answer, and what it would have made known, may have been lost with its link.
-            if let Reply::Duplicate { seq, .. } = &reply
-                && (resent || *seq > home.head_seq)
-                && !planted::no_nudge(Bug::DuplicateUntold)
-            {
+            // Rule 10: the first answer, and what it would have made known, may have been lost with its link. A writer
+            // that takes nothing now answers `Failed` without having looked whether the first one was done.
+            let lost = match &reply {
+                Reply::Duplicate { seq, .. } => resent || *seq > home.head_seq,
+                Reply::Failed => resent,
+                _ => false,
+            };
+            if lost && !planted::no_nudge(Bug::DuplicateUntold) {
                 self.reload(chat_id);
             }
         }
