@@ -44,7 +44,7 @@ fn member(seq: u64, user: UserId, joined: bool) -> Record {
 }
 
 /// A direct chat of six messages, the third without an answer; a group of Alice and Bob in which Carol is a member from
-/// 3 to 5. Bob's device reconnects with its mark after the direct chat's 4, and gets 4 again, which came above the mark.
+/// 3 to 5. Bob's device reconnects with its mark after the direct chat's 4, and gets 4 again: it came above the mark.
 fn clean() -> Vec<Record> {
     let mut records: Vec<Record> =
         (0..4).map(|device| Record::Device { device, user: OWNERS[device as usize], subscribes: false }).collect();

@@ -60,7 +60,8 @@ pub struct Checker {
     verdict: Verdict,
 }
 
-/// Judges the histories of a run, those that introduce devices before others that name them, on a server that fans out to inboxes up to `inbox_limit` members.
+/// Judges the histories of a run on a server that fans out to inboxes up to `inbox_limit` members. Histories that
+/// introduce devices stand before others that name them.
 pub fn check_files(paths: &[PathBuf], inbox_limit: usize) -> io::Result<Verdict> {
     let mut checker = Checker::new(inbox_limit);
     for path in paths {

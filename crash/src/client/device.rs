@@ -12,7 +12,7 @@ use parley_protocol::{ChatId, ClientFrame, ClientMsgId, DeviceId, ErrorCode, Eve
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// Without a sign of the server for so long, although pinged, a connection is given up: two heartbeat intervals and a bit.
+/// A connection without a sign of the server for so long, although pinged, is given up: two heartbeat intervals and more.
 const SILENCE: Duration = Duration::from_millis(2_300);
 const PING_AFTER: Duration = Duration::from_millis(900);
 /// From the connect to the welcome.
@@ -21,7 +21,7 @@ const GREETING: Duration = Duration::from_millis(2_500);
 const DELAY_MAX_MS: u64 = 800;
 /// A kept command that is asked again although its answer came: one in so many.
 const ASK_AGAIN: u64 = 200;
-/// Kept commands are forgotten, as by a device that is wiped, at one of so many reconnects: their outcome stays unknown.
+/// At one of so many reconnects kept commands are forgotten, as by a wiped device: their outcome stays unknown.
 const FORGET: u64 = 12;
 /// Delivered marks that one mark of the stream sets off.
 const DELIVERED_MAX: usize = 8;

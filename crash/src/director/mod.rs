@@ -1,4 +1,4 @@
-//! The director of a run: starts everything, lets the faults happen, ends them, has everybody sync, and lets the checker
+//! The director of a run: starts everything, lets the faults happen, ends them, has everybody sync, and has the checker
 //! judge.
 
 mod clients;
