@@ -12,7 +12,7 @@ use parley_protocol::{ChatId, ClientFrame, ClientMsgId, DeviceId, ErrorCode, Eve
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// A connection without a sign of the server for so long, although pinged, is given up: two heartbeat intervals and more.
+/// A pinged connection without a sign of the server for so long is given up: two heartbeat intervals and more.
 const SILENCE: Duration = Duration::from_millis(2_300);
 const PING_AFTER: Duration = Duration::from_millis(900);
 /// From the connect to the welcome.
