@@ -99,10 +99,17 @@ impl World {
         self.at(later, Event::Up { conn });
     }
 
+    fn open_links(&self) -> Vec<u32> {
+        (0u32..).zip(&self.links).filter(|(_, l)| l.shard_has_it && l.writer_has_it).map(|(at, _)| at).collect()
+    }
+
     fn cut_link(&mut self) {
-        let open: Vec<u32> =
-            (0u32..).zip(&self.links).filter(|(_, l)| l.shard_has_it && l.writer_has_it).map(|(at, _)| at).collect();
-        let Some(link) = self.faults.pick(&open).copied() else { return };
+        let open = self.open_links();
+        let link = self.faults.pick(&open).copied();
+        link.into_iter().for_each(|link| self.cut(link));
+    }
+
+    fn cut(&mut self, link: u32) {
         let (now, later) = (self.now, self.now + self.faults.around(20_000));
         let state = &mut self.links[link as usize];
         state.up.cut(now);
@@ -145,6 +152,22 @@ impl World {
             }
         } else if let Some(writer) = self.living_writer() {
             self.writers[writer as usize].offset_ms += by_ms;
+        }
+    }
+
+    /// What breaks at the very end, when nothing follows that would show a loss.
+    pub(crate) fn last_blow(&mut self) {
+        let strikes = |world: &mut World, fault| world.plan.fault(fault) > 0 && world.faults.chance(400);
+        if strikes(self, Fault::CutLink) {
+            self.open_links().into_iter().for_each(|link| self.cut(link));
+        }
+        if strikes(self, Fault::CrashWriter)
+            && let Some(writer) = self.living_writer()
+        {
+            self.end_writer(writer);
+        }
+        if strikes(self, Fault::FullMesh) {
+            self.mesh_full_until = self.now + self.faults.around(10_000);
         }
     }
 

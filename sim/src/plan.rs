@@ -313,7 +313,7 @@ impl Plan {
             batch_bytes_max: 600,
             chats_cached_max: 2,
             users_cached_max: 3,
-            parked_max: 12,
+            parked_max: 6,
             ..options
         }
     }

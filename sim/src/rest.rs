@@ -12,6 +12,7 @@ impl World {
             Phase::Storm => {}
             Phase::Calm => {
                 self.repair();
+                self.last_blow();
                 for device in 0..self.devices.len() as u32 {
                     let state = &mut self.devices[device as usize];
                     state.offline_until = 0;
