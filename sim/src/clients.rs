@@ -594,7 +594,7 @@ impl World {
     /// Oracle: unread counts are right, whatever the moment of the read was.
     fn hear_chats(&mut self, device: u32, list: &frame::ChatList) {
         let user = self.user_of(device);
-        self.devices[device as usize].pages.remove(&list.request_id);
+        let asked = self.devices[device as usize].pages.remove(&list.request_id).is_some();
         for summary in &list.chats {
             let Some(chat) = self.truth.chats.get(&summary.chat_id) else {
                 return self.fail("what is received is what is stored", format!("{user} gets {summary:?}"));
@@ -616,10 +616,12 @@ impl World {
             if let Some(event) = &summary.last {
                 self.look_at_content(user, event);
             }
-            self.devices[device as usize].take_summary(summary);
+            if asked {
+                self.devices[device as usize].take_summary(summary);
+            }
         }
         let state = &mut self.devices[device as usize];
-        if state.listing.is_some() {
+        if asked && state.listing.is_some() {
             state.listing = match (list.more, list.chats.last()) {
                 (true, Some(last)) => Some(Some(last.chat_id)),
                 _ => None,

@@ -236,6 +236,8 @@ impl Device {
         self.caught_up = true;
         self.take_mark(mark);
         self.listing = Some(None);
+        // What was asked before is answered from before.
+        self.pages.retain(|_, page| *page != Page::Chats);
     }
 
     pub(crate) fn take_own(&mut self, own: OwnState) {
