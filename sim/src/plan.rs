@@ -182,7 +182,7 @@ pub struct Plan {
 
 impl Plan {
     /// Events of a run, unless told otherwise.
-    pub const TICKS: u64 = 12_000;
+    pub const TICKS: u64 = 20_000;
 
     /// What a seed means. Every run leaves out some actions and faults, so that others have room (Groce et al., Swarm
     /// Testing, 2012).

@@ -313,8 +313,11 @@ impl World {
         }
         let which = self.net.below(process.reads.len() as u64) as usize;
         let Some((link, no, ask)) = process.reads.remove(which) else { return false };
-        // The store is held by one process: who lost it answers nothing from it.
-        if !process.engine.holds(&self.disk) || !self.links[link as usize].writer_has_it {
+        // The store is held by one process: who lost it answers nothing from it, and ends.
+        if !process.engine.holds(&self.disk) {
+            return self.end_writer(writer);
+        }
+        if !self.links[link as usize].writer_has_it {
             return true;
         }
         let reply = reads::answer(process.engine.look(), &options, &ask);
