@@ -3,6 +3,11 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
+mod client;
+
+pub use client::{Client, client_frame};
+
+use client::server_frame;
 use gateway_core::authority::{Authority, Identity, Ticket};
 use gateway_core::brain::{Brain, MeshClass, MeshMessage};
 use gateway_core::mesh::Mesh;
@@ -11,7 +16,7 @@ use gateway_core::output::{ConnId, HaltReason, Output};
 use gateway_core::shard::{Out, Seat, Shard};
 use gateway_core::time::Now;
 use parley_protocol::frame::{Hello, ServerFrame};
-use parley_protocol::link::{Answer, ToGateway, ToWriter};
+use parley_protocol::link::{Answer, Reply, Request, ToGateway, ToWriter};
 use parley_protocol::wire::{self, Encoding};
 use parley_protocol::{Body, ChatId, ClientFrame, ClientMsgId, DeviceId, MessageBody, UserId, frame, limits};
 use std::collections::{BTreeMap, VecDeque};
@@ -56,21 +61,6 @@ impl Authority for Names {
     }
 }
 
-/// A client's end of a connection.
-#[derive(Default)]
-pub struct Client {
-    shard: u16,
-    conn: Option<ConnId>,
-    input: Vec<u8>,
-    upgraded: bool,
-    pub status: Option<u16>,
-    pub frames: Vec<ServerFrame>,
-    pub closed: Option<u16>,
-    pub gone: bool,
-    /// Takes nothing from its socket: what is sent to it stays queued.
-    pub deaf: bool,
-}
-
 /// A gateway's shards.
 pub struct Gateway {
     pub shards: Vec<Shard>,
@@ -97,8 +87,13 @@ pub struct World {
     writer_options: storage_core::Options,
     link_inputs: BTreeMap<u64, (usize, u16, Vec<u8>)>,
     pub writer_stopped: bool,
+    /// Sees every request that reaches the writer, and may answer in its place.
+    pub answers_for_the_writer: Option<AnswersForTheWriter>,
     next_msg: u128,
 }
+
+/// See [`World::answers_for_the_writer`].
+pub type AnswersForTheWriter = Box<dyn FnMut(&Request) -> Option<Reply>>;
 
 pub fn options(shards: u16) -> Options {
     Options { shards, ..Options::default() }
@@ -117,6 +112,7 @@ impl World {
             writer_options,
             link_inputs: BTreeMap::new(),
             writer_stopped: false,
+            answers_for_the_writer: None,
             next_msg: 1,
         };
         world.add_gateway(options);
@@ -357,7 +353,15 @@ impl World {
                 moved = true;
                 match record {
                     ToWriter::Hello(hello) => self.writer.handle_hello(now, link, hello),
-                    ToWriter::Request(request) => self.writer.handle_request(now, link, request),
+                    ToWriter::Request(request) => {
+                        let reply = self.answers_for_the_writer.as_mut().and_then(|answers| answers(&request));
+                        match reply {
+                            Some(reply) => {
+                                self.answer_gateway(link, &ToGateway::Answer(Answer { no: request.no, reply }))
+                            }
+                            None => self.writer.handle_request(now, link, request),
+                        }
+                    }
                 }
             }
         }
@@ -547,72 +551,4 @@ impl World {
     pub fn texts(&mut self, client: u64) -> Vec<String> {
         self.client(client).texts()
     }
-}
-
-impl Client {
-    pub fn texts(&self) -> Vec<String> {
-        let text = |frame: &ServerFrame| match frame {
-            ServerFrame::Event(event) => match event.envelope.to_body() {
-                Ok(Body::Message(body)) => Some(String::from_utf8_lossy(&body.payload).into_owned()),
-                _ => None,
-            },
-            _ => None,
-        };
-        self.frames.iter().filter_map(text).collect()
-    }
-
-    pub fn mark(&self) -> Option<u64> {
-        self.frames.iter().rev().find_map(|frame| match frame {
-            ServerFrame::Mark(mark) => Some(mark.inbox_seq),
-            ServerFrame::Truncated(truncated) => Some(truncated.mark),
-            _ => None,
-        })
-    }
-
-    pub fn sent(&self) -> Vec<frame::Sent> {
-        let sent = |frame: &ServerFrame| match frame {
-            ServerFrame::Sent(sent) => Some(*sent),
-            _ => None,
-        };
-        self.frames.iter().filter_map(sent).collect()
-    }
-
-    pub fn errors(&self) -> Vec<parley_protocol::ErrorCode> {
-        let code = |frame: &ServerFrame| match frame {
-            ServerFrame::Error(error) => Some(error.code),
-            _ => None,
-        };
-        self.frames.iter().filter_map(code).collect()
-    }
-}
-
-fn server_frame(bytes: &[u8]) -> Option<(u8, Vec<u8>, usize)> {
-    let [first, second, ..] = bytes else { return None };
-    let (len, head) = match second & 0x7f {
-        126 => (u64::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)), 4),
-        127 => (u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?), 10),
-        short => (u64::from(short), 2),
-    };
-    let end = head + len as usize;
-    Some((first & 0x0f, bytes.get(head..end)?.to_vec(), end))
-}
-
-/// A masked frame from a client.
-pub fn client_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
-    let mask = [0x12, 0x34, 0x56, 0x78];
-    let mut out = vec![0x80 | opcode];
-    match payload.len() {
-        len @ 0..=125 => out.push(0x80 | len as u8),
-        len @ 126..=0xffff => {
-            out.push(0x80 | 126);
-            out.extend_from_slice(&(len as u16).to_be_bytes());
-        }
-        len => {
-            out.push(0x80 | 127);
-            out.extend_from_slice(&(len as u64).to_be_bytes());
-        }
-    }
-    out.extend_from_slice(&mask);
-    out.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-    out
 }
