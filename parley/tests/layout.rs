@@ -283,6 +283,44 @@ fn the_crash_harness_knows_no_server() {
 }
 
 #[test]
+fn the_simulator_drives_the_rooms_without_io_and_nothing_else() {
+    let direct = direct_dependencies();
+    let rooms: Vec<&str> = SANS_IO.iter().map(|(package, ..)| *package).collect();
+    let beside = ["clap"];
+    let named = direct["sim"].iter().filter(|name| !rooms.contains(&name.as_str()) && !beside.contains(&name.as_str()));
+    let mut found: Vec<String> = named.map(|name| format!("sim/Cargo.toml names {name}")).collect();
+    for core in ["gateway-core", "storage-core"] {
+        if !direct["sim"].contains(core) {
+            found.push(format!("sim/Cargo.toml does not name {core}"));
+        }
+    }
+    none("The simulator drives the code that ships, by itself: the rooms without IO and its command line:", found);
+}
+
+/// Whatever is not drawn from the seed makes a run that cannot be repeated.
+#[test]
+fn the_simulator_names_no_clock_thread_or_randomness() {
+    // The program around it measures its rate; panics of a run are kept by its thread.
+    let allowed = |path: &str, word: &str| match path {
+        "sim/src/main.rs" => {
+            word == "Instant" || word.ends_with("::Instant") || word.starts_with("Instant::") || word == "std::process"
+        }
+        "sim/src/lib.rs" => word == "thread_local!",
+        _ => false,
+    };
+    let words = FORBIDDEN_WORDS.iter().chain(&["Instant", "SystemTime", "RandomState"]);
+    let mut found = Vec::new();
+    for path in sources("sim/src") {
+        for (number, line) in code_lines(&path) {
+            for word in words.clone().filter(|word| is_word(&line, word) && !allowed(&path, word)) {
+                found.push(format!("{path}:{number}: {word}"));
+            }
+        }
+    }
+    none("All that a run depends on comes from its seed; no clock, thread or random source in sim/src:", found);
+}
+
+#[test]
 fn only_binaries_choose_the_allocator() {
     let direct = direct_dependencies();
     let binaries = ["parley", "perf"];
@@ -346,6 +384,7 @@ fn versions_stand_once() {
         "storage-writer/core",
         "parley",
         "perf",
+        "sim",
         "fuzz",
         "crash",
     ] {
