@@ -109,6 +109,12 @@ impl World {
         link.into_iter().for_each(|link| self.cut(link));
     }
 
+    /// Every link breaks.
+    pub(crate) fn cut_links(&mut self) -> bool {
+        self.open_links().into_iter().for_each(|link| self.cut(link));
+        true
+    }
+
     fn cut(&mut self, link: u32) {
         let (now, later) = (self.now, self.now + self.faults.around(20_000));
         let state = &mut self.links[link as usize];
@@ -159,7 +165,14 @@ impl World {
     pub(crate) fn last_blow(&mut self) {
         let strikes = |world: &mut World, fault| world.plan.fault(fault) > 0 && world.faults.chance(400);
         if strikes(self, Fault::CutLink) {
-            self.open_links().into_iter().for_each(|link| self.cut(link));
+            // The writer stands still meanwhile: it finds what came over the old links and, again, over the new ones.
+            if self.faults.chance(700)
+                && let Some(writer) = self.living_writer()
+            {
+                self.writers[writer as usize].stopped_until = self.now + 10_000 + self.faults.around(30_000);
+            }
+            let soon = self.now + self.faults.around(5_000);
+            self.at(soon, Event::CutLinks);
         }
         if strikes(self, Fault::CrashWriter)
             && let Some(writer) = self.living_writer()

@@ -208,7 +208,7 @@ impl Plan {
             users: users + rng.below(u64::from(users)) as u32 / 2,
             shards: [1, 2, 2, 3, 4][rng.below(5) as usize],
             action_interval_us: [200, 1_000, 4_000][rng.below(3) as usize],
-            fault_interval_us: [20_000, 80_000, 400_000][rng.below(3) as usize],
+            fault_interval_us: [5_000, 20_000, 80_000, 400_000][rng.below(4) as usize],
             sweep: rng.chance(500),
             payload_bytes: [20, 20, 300, 2_000][rng.below(4) as usize],
             actions,

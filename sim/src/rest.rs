@@ -22,6 +22,8 @@ impl World {
             }
             Phase::Refresh => {
                 for device in 0..self.devices.len() as u32 {
+                    // Until it is done, whatever comes between.
+                    self.devices[device as usize].refreshing = true;
                     self.devices[device as usize].listing.get_or_insert(None);
                     self.fill(device);
                 }

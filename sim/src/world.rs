@@ -48,6 +48,8 @@ pub(crate) enum Event {
     Act,
     /// Something breaks.
     Strike,
+    /// Every link breaks.
+    CutLinks,
     /// A process is started.
     StartGateway,
     /// A process is started.
@@ -292,6 +294,7 @@ impl World {
             Event::Device { device } => self.device_wakes(device),
             Event::Act => self.act(),
             Event::Strike => self.strike(),
+            Event::CutLinks => self.cut_links(),
             Event::StartGateway => self.start_gateway(),
             Event::StartWriter => self.start_writer(),
             Event::EndGateway { gateway } => self.end_gateway(gateway),
@@ -363,6 +366,7 @@ impl Event {
             Event::Device { device } => (8, u64::from(device)),
             Event::Act => (9, 0),
             Event::Strike => (10, 0),
+            Event::CutLinks => (15, 0),
             Event::StartGateway => (11, 0),
             Event::StartWriter => (12, 0),
             Event::EndGateway { gateway } => (13, u64::from(gateway)),

@@ -149,7 +149,7 @@ impl Shard {
                 users.insert(users.partition_point(|other| *other < user_id), user_id);
             }
         }
-        self.fan_out_to_users(now, users.into_iter(), Fanout::Nudge, out);
+        self.nudge_everywhere(now, users.into_iter(), out);
         if large {
             self.arm_heads(now, chat_id);
         }
@@ -318,6 +318,11 @@ impl Shard {
 
     pub(super) fn shard_of(&self, user_id: UserId) -> u16 {
         partition::shard(partition::of_user(user_id), self.options.shards)
+    }
+
+    /// Users compare their positions, wherever they are.
+    pub(super) fn nudge_everywhere(&mut self, now: Now, users: impl Iterator<Item = UserId>, out: &mut Out) {
+        self.fan_out_to_users(now, users, Fanout::Nudge, out);
     }
 
     /// Sends something to users, wherever they are, one message a shard.

@@ -236,6 +236,8 @@ impl Shard {
 
     /// The storage tier answered.
     pub(super) fn take_answer(&mut self, now: Now, tag: Tag, resent: bool, reply: Reply, out: &mut Out) {
+        // Rule 10: the first answer, which named the entries, may have been lost with its link; this one need not.
+        let lost = resent && !planted::no_nudge(Bug::DuplicateUntold);
         match tag {
             Tag::Login { conn } => self.logged_in(conn, reply, out),
             Tag::Open { partition } => self.opened(now, partition, reply, out),
@@ -243,11 +245,15 @@ impl Shard {
             Tag::Command { origin, chat_id, client_msg_id } => {
                 self.command_done(now, origin, chat_id, client_msg_id, resent, reply, out);
             }
-            Tag::Marks { chat_id, marks } => self.marks_done(now, chat_id, marks, reply, out),
+            Tag::Marks { chat_id, marks } => {
+                if lost {
+                    self.nudge_everywhere(now, marks.iter().map(|mark| mark.user_id), out);
+                }
+                self.marks_done(now, chat_id, marks, reply, out);
+            }
             Tag::Inbox { conn } => self.take_inbox(now, conn, reply, out),
             Tag::Create { conn, client_msg_id } => {
-                let told = !planted::no_nudge(Bug::DuplicateUntold);
-                if resent && told && matches!(reply, Reply::Duplicate { .. }) {
+                if lost && matches!(reply, Reply::Duplicate { .. } | Reply::Failed) {
                     // Its members are not known here, and may have looked before it was there.
                     (0..self.options.shards).for_each(|shard| self.fan_out(now, shard, Fanout::NudgeAll, out));
                 }
@@ -258,7 +264,10 @@ impl Shard {
                 }
                 self.direct_done(now, conn, out);
             }
-            Tag::Mute { conn, chat_id } => {
+            Tag::Mute { conn, user_id, chat_id } => {
+                if lost {
+                    self.nudge(user_id);
+                }
                 self.muted(now, conn, chat_id, reply, out);
                 self.direct_done(now, conn, out);
             }

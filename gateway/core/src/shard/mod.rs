@@ -75,7 +75,7 @@ enum Tag {
     Command { origin: Origin, chat_id: ChatId, client_msg_id: ClientMsgId },
     Create { conn: ConnId, client_msg_id: ClientMsgId },
     Marks { chat_id: ChatId, marks: Vec<MarkUpdate> },
-    Mute { conn: ConnId, chat_id: ChatId },
+    Mute { conn: ConnId, user_id: UserId, chat_id: ChatId },
     Inbox { conn: ConnId },
     Page { conn: ConnId, request_id: u32, chat_id: Option<ChatId> },
     Renew { conn: ConnId, expires_at_ms: u64 },

@@ -170,7 +170,7 @@ impl Shard {
             }
             ClientFrame::Mute(mute) => {
                 let chat_id = mute.chat_id;
-                (Ask::Mute { chat_id, user_id, until_ms: mute.until_ms }, Tag::Mute { conn, chat_id })
+                (Ask::Mute { chat_id, user_id, until_ms: mute.until_ms }, Tag::Mute { conn, user_id, chat_id })
             }
             ClientFrame::Chats(chats) => {
                 let limit = page(chats.limit, limits::CHATS_PAGE_MAX);
