@@ -27,6 +27,10 @@ pub(crate) struct WriterProcess {
 
 impl World {
     pub(crate) fn start_writer(&mut self) -> bool {
+        if self.phase != crate::world::Phase::Storm && self.writers.iter().any(|writer| writer.alive) {
+            // Planned in the storm; to take the store from a writer that lives is a fault, and faults have ended.
+            return false;
+        }
         let number = self.writers.len() as u32;
         let offset_ms = self.skew();
         for writer in &mut self.writers {
