@@ -56,6 +56,7 @@ pub(crate) struct Engine {
     slow: u32,
     fails: u32,
     unknown: u32,
+    loses: u32,
 }
 
 impl Engine {
@@ -78,6 +79,7 @@ impl Engine {
             slow: plan.fault(Fault::SlowDisk),
             fails: plan.fault(Fault::FailedCommit),
             unknown: plan.fault(Fault::UnknownOutcome),
+            loses: plan.fault(Fault::LostUnsynced),
         }
     }
 
@@ -93,7 +95,7 @@ impl Engine {
     /// The process is gone, or another has taken over: what was on its way to the disk arrives, or some of it, or
     /// nothing.
     pub(crate) fn tear(&mut self, disk: &mut Disk) {
-        while self.holds(disk) && self.rng.chance(500) {
+        while self.holds(disk) && !self.rng.chance(self.loses) {
             let Some(group) = self.late.pop_front() else { break };
             disk.write(group);
         }

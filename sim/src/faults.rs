@@ -4,9 +4,10 @@ use crate::plan::Fault;
 use crate::world::{Event, World};
 
 /// Faults that strike; the others are chances of single steps.
-const STRIKES: [Fault; 14] = [
+const STRIKES: [Fault; 17] = [
     Fault::CutConnection,
     Fault::CutLink,
+    Fault::SlowConsumer,
     Fault::StallShard,
     Fault::FullMesh,
     Fault::StopGateway,
@@ -14,7 +15,9 @@ const STRIKES: [Fault; 14] = [
     Fault::Takeover,
     Fault::DrainGateway,
     Fault::StallWriter,
-    Fault::CrashWriter,
+    Fault::CrashBeforeCommit,
+    Fault::CrashDuringCommit,
+    Fault::CrashAfterCommit,
     Fault::ReplaceWriter,
     Fault::SyncError,
     Fault::DiskFull,
@@ -38,6 +41,10 @@ impl World {
         match fault {
             Fault::CutConnection => self.cut_connection(),
             Fault::CutLink => self.cut_link(),
+            Fault::SlowConsumer => {
+                let device = self.faults.below(self.devices.len() as u64) as usize;
+                self.devices[device].stopped_reading_until = self.now + self.faults.around(1_500_000);
+            }
             Fault::StallShard => self.stall_shard(),
             Fault::FullMesh => self.mesh_full_until = self.now + self.faults.around(50_000),
             Fault::StopGateway => {
@@ -63,10 +70,9 @@ impl World {
                     self.writers[writer as usize].stopped_until = self.now + long;
                 }
             }
-            Fault::CrashWriter => {
-                if let Some(writer) = self.living_writer() {
-                    self.end_writer(writer);
-                }
+            Fault::CrashBeforeCommit | Fault::CrashDuringCommit | Fault::CrashAfterCommit => {
+                // At the next commit, whenever that is.
+                self.crash_at = Some(fault);
             }
             Fault::ReplaceWriter => self.replace_writer(),
             Fault::SyncError => self.disk.sync_fails = true,
@@ -174,10 +180,10 @@ impl World {
             let soon = self.now + self.faults.around(5_000);
             self.at(soon, Event::CutLinks);
         }
-        if strikes(self, Fault::CrashWriter)
-            && let Some(writer) = self.living_writer()
-        {
-            self.end_writer(writer);
+        for fault in [Fault::CrashBeforeCommit, Fault::CrashDuringCommit, Fault::CrashAfterCommit] {
+            if strikes(self, fault) {
+                self.crash_at = Some(fault);
+            }
         }
         if strikes(self, Fault::FullMesh) {
             self.mesh_full_until = self.now + self.faults.around(10_000);
@@ -189,6 +195,7 @@ impl World {
         self.mesh_full_until = 0;
         self.disk.full_until = 0;
         self.disk.sync_fails = false;
+        self.crash_at = None;
         for gateway in 0..self.gateways.len() as u32 {
             let process = &mut self.gateways[gateway as usize];
             if !process.alive {

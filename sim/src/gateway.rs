@@ -85,7 +85,8 @@ impl World {
 
     /// How far a process's calendar is off.
     pub(crate) fn skew(&mut self) -> i64 {
-        if self.plan.fault(Fault::ClockStep) == 0 { 0 } else { self.faults.below(4_000) as i64 - 2_000 }
+        let apart = self.faults.chance(self.plan.fault(Fault::ClockSkew));
+        if apart { self.faults.below(4_000) as i64 - 2_000 } else { 0 }
     }
 
     /// The process is gone, as after kill -9.

@@ -1,7 +1,7 @@
 //! What people do: a mix of everything that a client can ask for, sensible and not.
 
 use crate::device::{Device, KEPT_MAX, Kept, Page};
-use crate::plan::Action;
+use crate::plan::{Action, Fault};
 use crate::trace::digest;
 use crate::truth::Asked;
 use crate::world::{Event, World};
@@ -53,10 +53,6 @@ impl World {
                 self.devices[device as usize].crash();
             }
             Action::NewDevice => self.another_device(device),
-            Action::StopReading => {
-                let long = self.people.around(1_500_000);
-                self.devices[device as usize].stopped_reading_until = self.now + long;
-            }
             _ if self.devices[device as usize].welcome => self.act_online(device, action),
             _ => {}
         }
@@ -97,13 +93,6 @@ impl World {
             Action::SendGroup => {
                 if let Some(chat_id) = self.own_chat(device) {
                     self.send_message(device, chat_id);
-                }
-            }
-            Action::SendTwice => {
-                if let Some(chat_id) = self.own_chat(device)
-                    && let Some(frame) = self.send_message(device, chat_id)
-                {
-                    self.say(device, frame);
                 }
             }
             Action::Retry => {
@@ -184,10 +173,10 @@ impl World {
         chat_id: Option<ChatId>,
         digest: Option<u64>,
         make: impl FnOnce(ClientMsgId) -> ClientFrame,
-    ) -> Option<ClientFrame> {
-        let user = self.devices[device as usize].user?;
+    ) {
+        let Some(user) = self.devices[device as usize].user else { return };
         if self.devices[device as usize].kept.len() >= KEPT_MAX {
-            return None;
+            return;
         }
         let client_msg_id = ClientMsgId(self.next_msg);
         self.next_msg += 1;
@@ -198,10 +187,12 @@ impl World {
         let kept = Kept { client_msg_id, frame: frame.clone(), said_at: None, again_at: None };
         self.devices[device as usize].kept.push_back(kept);
         self.say(device, frame.clone());
-        Some(frame)
+        if self.faults.chance(self.plan.fault(Fault::Duplication)) {
+            self.say(device, frame);
+        }
     }
 
-    fn send_message(&mut self, device: u32, chat_id: ChatId) -> Option<ClientFrame> {
+    fn send_message(&mut self, device: u32, chat_id: ChatId) {
         let len = self.people.below(self.plan.payload_bytes) as usize;
         let mut payload = format!("{} {}", self.next_msg, device).into_bytes();
         payload.resize(payload.len().max(len), b'.');
@@ -210,7 +201,7 @@ impl World {
         let digest = digest(&envelope.body);
         self.command(device, Some(chat_id), Some(digest), |client_msg_id| {
             ClientFrame::Send(frame::Send { chat_id, client_msg_id, envelope })
-        })
+        });
     }
 
     fn change_group(&mut self, device: u32, action: Action) {
@@ -288,9 +279,7 @@ impl World {
         let Some(chat_id) = self.truth.chats.keys().nth(at).copied() else { return };
         match self.people.below(6) {
             0 => self.look(device, chat_id),
-            1 => {
-                self.send_message(device, chat_id);
-            }
+            1 => self.send_message(device, chat_id),
             2 => self.say(device, ClientFrame::Subscribe(frame::ChatRef { chat_id })),
             3 => {
                 let request_id = self.devices[device as usize].request_id(Page::Look(chat_id));

@@ -64,8 +64,6 @@ names! {
         SendDirect = "send-direct", 200;
         /// A message to a group.
         SendGroup = "send-group", 250;
-        /// The same command twice in a row.
-        SendTwice = "send-twice", 30;
         /// A command that has no answer yet is sent again.
         Retry = "retry", 20;
         /// A new group.
@@ -98,8 +96,6 @@ names! {
         Unsubscribe = "unsubscribe", 10;
         /// A sign of life.
         Ping = "ping", 20;
-        /// Takes nothing for a while.
-        StopReading = "stop-reading", 10;
         /// Asks for what is other people's.
         Trespass = "trespass", 20;
         /// Presents a mark that it was never issued: above its inbox.
@@ -116,6 +112,10 @@ names! {
         Reorder = "reorder", 150;
         /// Writes arrive in pieces. A chance.
         Split = "split", 200;
+        /// A command is sent twice in a row. A chance.
+        Duplication = "duplication", 120;
+        /// A device takes nothing for a while.
+        SlowConsumer = "slow-consumer", 15;
         /// A client's connection breaks.
         CutConnection = "cut-connection", 20;
         /// A link breaks.
@@ -134,8 +134,14 @@ names! {
         DrainGateway = "drain-gateway", 4;
         /// The writer stops for a while.
         StallWriter = "stall-writer", 8;
-        /// The writer dies: before, during or after a commit, as it comes; what it did not sync is lost, or some of it.
-        CrashWriter = "crash-writer", 10;
+        /// The writer dies before its next commit reaches the disk.
+        CrashBeforeCommit = "crash-before-commit", 4;
+        /// The writer dies while the disk works on a commit.
+        CrashDuringCommit = "crash-during-commit", 6;
+        /// The writer dies when a commit is on the disk, before it hears so.
+        CrashAfterCommit = "crash-after-commit", 4;
+        /// What was not synced is lost with a crash, or the end of it. A chance, of each group.
+        LostUnsynced = "lost-unsynced", 900;
         /// Another writer takes the store over while the first lives on.
         ReplaceWriter = "replace-writer", 5;
         /// A sync fails.
@@ -150,6 +156,8 @@ names! {
         SlowDisk = "slow-disk", 60;
         /// The calendar of a process steps, forwards or backwards.
         ClockStep = "clock-step", 6;
+        /// Calendars of processes are apart. A chance, of each start.
+        ClockSkew = "clock-skew", 900;
     }
 }
 

@@ -5,7 +5,7 @@ use crate::device::Device;
 use crate::disk::Disk;
 use crate::gateway::Gateway;
 use crate::network::Pipe;
-use crate::plan::Plan;
+use crate::plan::{Fault, Plan};
 use crate::random::Rng;
 use crate::trace::Trace;
 use crate::truth::{Truth, Verdict};
@@ -173,6 +173,8 @@ pub(crate) struct World {
     /// By name.
     pub(crate) users: Vec<Option<UserId>>,
     pub(crate) next_msg: u128,
+    /// The writer dies at this point of its next commit.
+    pub(crate) crash_at: Option<Fault>,
     /// Queues between shards take no fan-out until then.
     pub(crate) mesh_full_until: u64,
     /// Lent out for a turn.
@@ -204,6 +206,7 @@ impl World {
             devices: Vec::new(),
             users: vec![None; users],
             next_msg: 1,
+            crash_at: None,
             mesh_full_until: 0,
             out: Out::default(),
             applying: Out::default(),

@@ -7,6 +7,7 @@ use parley_protocol::link::{Answer, Ask, Reply, Request, ToGateway, ToWriter};
 use parley_protocol::{partition, wire};
 use std::collections::VecDeque;
 use storage_core::reads::{self, ReadOptions};
+use storage_core::store::{Outcome, StoreRequest, StoreResult};
 use storage_core::{Action, Now, Writer};
 
 /// Rounds of one turn, at the most; the rest waits for the next.
@@ -160,6 +161,11 @@ impl World {
             }
             let mut done = Vec::new();
             process.engine.completions(self.now, &mut self.disk, &mut done);
+            let durable = done.iter().any(|(_, result)| *result == StoreResult::Committed(Outcome::Durable));
+            if durable && self.crashes_at(Fault::CrashAfterCommit) {
+                return self.end_writer(writer);
+            }
+            let process = &mut self.writers[writer as usize];
             for (op, result) in done {
                 process.core.handle_completion(now, op, result);
                 moved = true;
@@ -188,6 +194,10 @@ impl World {
             self.wake_writer(writer, next);
         }
         true
+    }
+
+    fn crashes_at(&mut self, point: Fault) -> bool {
+        self.crash_at.take_if(|at| *at == point).is_some()
     }
 
     fn take_records(&mut self, now: Now, writer: u32) -> bool {
@@ -234,7 +244,18 @@ impl World {
     fn writer_acts(&mut self, writer: u32, action: Action) -> bool {
         let process = &mut self.writers[writer as usize];
         match action {
-            Action::Store(op, request) => process.engine.submit(self.now, &mut self.disk, op, request),
+            Action::Store(op, request) => {
+                let commits = matches!(request, StoreRequest::Commit(_));
+                if commits && self.crashes_at(Fault::CrashBeforeCommit) {
+                    self.end_writer(writer);
+                    return false;
+                }
+                self.writers[writer as usize].engine.submit(self.now, &mut self.disk, op, request);
+                if commits && self.crashes_at(Fault::CrashDuringCommit) {
+                    self.end_writer(writer);
+                    return false;
+                }
+            }
             Action::Send { link, record } => {
                 self.look_at_answer(link as u32, &record);
                 self.trace.tell(self.now, || format!("link {link} answers {record:?}"));
