@@ -58,10 +58,8 @@ impl World {
                     self.end_gateway(gateway);
                 }
             }
-            Fault::Takeover => {
-                if self.gateways.iter().filter(|gateway| gateway.alive).count() < GATEWAYS_MAX {
-                    self.start_gateway();
-                }
+            Fault::Takeover if self.gateways.iter().filter(|gateway| gateway.alive).count() < GATEWAYS_MAX => {
+                self.start_gateway();
             }
             Fault::DrainGateway => self.drain_gateway(),
             Fault::StallWriter => {

@@ -1,12 +1,14 @@
 //! A gateway process: its shards take turns as the shell has them, over sockets with small buffers, bounded queues between
 //! shards and one link each.
 
+mod sockets;
+
 use crate::authority::Names;
 use crate::plan::Fault;
-use crate::world::{Conn, EPOCH_MS, Event, Link, World};
+use crate::world::{EPOCH_MS, Event, Link, World};
 use gateway_core::brain::{Brain, MeshClass, MeshMessage};
 use gateway_core::mesh::Mesh;
-use gateway_core::output::{ConnId, HaltReason, Output};
+use gateway_core::output::{HaltReason, Output};
 use gateway_core::shard::{Out, Seat, Shard};
 use gateway_core::time::Now;
 use std::collections::VecDeque;
@@ -198,156 +200,6 @@ impl World {
         &mut self.gateways[gateway as usize].shards[shard as usize]
     }
 
-    fn new_slot(&mut self, gateway: u32, shard: u16, conn: u32) -> ConnId {
-        let process = self.brain(gateway, shard);
-        let slot = process.free.pop().unwrap_or_else(|| {
-            process.slots.push((0, None));
-            process.slots.len() as u32 - 1
-        });
-        let entry = &mut process.slots[slot as usize];
-        *entry = (entry.0 + 1, Some(conn));
-        let id = ConnId { slot, generation: entry.0 };
-        let state = &mut self.conns[conn as usize];
-        (state.shard, state.id) = (shard, Some(id));
-        id
-    }
-
-    /// The shard has the connection no more.
-    fn free_slot(&mut self, conn: u32) {
-        let Conn { gateway, shard, id, .. } = self.conns[conn as usize];
-        let Some(id) = id else { return };
-        self.conns[conn as usize].id = None;
-        let process = self.brain(gateway, shard);
-        process.slots[id.slot as usize].1 = None;
-        process.free.push(id.slot);
-    }
-
-    fn conn_of(&mut self, gateway: u32, shard: u16, id: ConnId) -> Option<u32> {
-        let (generation, conn) = *self.brain(gateway, shard).slots.get(id.slot as usize)?;
-        conn.filter(|_| generation == id.generation)
-    }
-
-    fn take_accepts(&mut self, now: Now, gateway: u32, shard: u16, out: &mut Out) {
-        while let Some(conn) = self.brain(gateway, shard).accepts.pop_front() {
-            let id = self.new_slot(gateway, shard, conn);
-            let peer = "127.0.0.1:50000".parse().expect("an address");
-            self.brain(gateway, shard).brain.handle_accept(now, id, peer, out);
-        }
-    }
-
-    /// Something changed on a connection.
-    pub(crate) fn tell_shard(&mut self, conn: u32) {
-        let Conn { gateway, shard, id, server_open, .. } = self.conns[conn as usize];
-        if server_open && id.is_some() && self.gateways[gateway as usize].alive {
-            self.brain(gateway, shard).news.push_back(conn);
-            let soon = self.now + self.net.below(60);
-            self.wake_shard(gateway, shard, soon);
-        }
-    }
-
-    /// A device has connected.
-    pub(crate) fn accept(&mut self, conn: u32) {
-        let Conn { gateway, shard, .. } = self.conns[conn as usize];
-        self.brain(gateway, shard).accepts.push_back(conn);
-        let soon = self.now + self.net.below(200);
-        self.wake_shard(gateway, shard, soon);
-    }
-
-    fn take_news(&mut self, now: Now, gateway: u32, shard: u16, out: &mut Out) {
-        for _ in 0..self.brain(gateway, shard).news.len() {
-            let Some(conn) = self.brain(gateway, shard).news.pop_front() else { return };
-            if self.conns[conn as usize].id.is_some() && self.conns[conn as usize].shard == shard {
-                self.take_bytes(now, conn, out);
-                self.flush(now, conn, out);
-            }
-        }
-    }
-
-    fn take_bytes(&mut self, now: Now, conn: u32, out: &mut Out) {
-        let state = &mut self.conns[conn as usize];
-        let (Some(id), false, None) = (state.id, state.paused, state.closing_at) else { return };
-        let (gateway, shard) = (state.gateway, state.shard);
-        let mut bytes = Vec::new();
-        state.up.take(self.now, &mut bytes);
-        let over = state.up.is_over(self.now);
-        if !bytes.is_empty() {
-            self.brain(gateway, shard).brain.handle_data(now, id, &mut bytes, out);
-        }
-        if over {
-            self.server_ends(conn);
-            self.brain(gateway, shard).brain.handle_closed(now, id, out);
-        }
-    }
-
-    /// The gateway has the connection no more; what the kernel has goes out.
-    pub(crate) fn server_ends(&mut self, conn: u32) {
-        if self.gateways[self.conns[conn as usize].gateway as usize].alive {
-            self.free_slot(conn);
-        }
-        let soon = self.now + self.net.around(500);
-        let state = &mut self.conns[conn as usize];
-        state.server_open = false;
-        state.id = None;
-        state.queue = Vec::new();
-        if !state.half_open {
-            let at = state.down.end(soon);
-            self.at(at, Event::Down { conn });
-        }
-    }
-
-    /// The kernel takes what it has room for.
-    fn flush(&mut self, now: Now, conn: u32, out: &mut Out) {
-        let room_max = self.plan.socket_bytes();
-        let state = &mut self.conns[conn as usize];
-        let Some(id) = state.id else { return };
-        let (gateway, shard) = (state.gateway, state.shard);
-        let taken = room_max.saturating_sub(state.kernel).min(state.queue.len());
-        if taken > 0 {
-            let rest = state.queue.split_off(taken);
-            let bytes = std::mem::replace(&mut state.queue, rest);
-            state.kernel += taken;
-            let left = state.queue.len();
-            self.send_down(conn, bytes);
-            self.brain(gateway, shard).brain.handle_sent(now, id, taken, left, out);
-        }
-        let state = &self.conns[conn as usize];
-        let closes = state.closing_at.is_some_and(|at| state.queue.is_empty() || at <= self.now);
-        if closes && state.id == Some(id) {
-            self.server_ends(conn);
-            self.brain(gateway, shard).brain.handle_closed(now, id, out);
-        }
-    }
-
-    /// Bytes leave for the device, whole or in pieces.
-    fn send_down(&mut self, conn: u32, mut bytes: Vec<u8>) {
-        if self.conns[conn as usize].half_open {
-            return;
-        }
-        while !bytes.is_empty() {
-            let rest = bytes.split_off(self.piece(bytes.len()));
-            let at = self.now + self.latency(Fault::Delay, 300);
-            let at = self.conns[conn as usize].down.push(at, bytes);
-            self.at(at, Event::Down { conn });
-            bytes = rest;
-        }
-    }
-
-    /// How much of a write arrives in one piece.
-    pub(crate) fn piece(&mut self, len: usize) -> usize {
-        if len > 1 && self.net.chance(self.plan.fault(Fault::Split)) {
-            1 + self.net.below(len as u64 - 1) as usize
-        } else {
-            len
-        }
-    }
-
-    /// How long something is on its way.
-    pub(crate) fn latency(&mut self, fault: Fault, usual_us: u64) -> u64 {
-        let calm = self.phase != crate::world::Phase::Storm;
-        let slow = !calm && self.net.chance(self.plan.fault(fault));
-        self.net.around(if slow { usual_us * 100 } else { usual_us })
-    }
-
     fn take_link(&mut self, now: Now, gateway: u32, shard: u16, out: &mut Out) {
         let Some(link) = self.brain(gateway, shard).link else { return };
         let mut bytes = Vec::new();
@@ -480,23 +332,6 @@ impl World {
         }
     }
 
-    fn queue(&mut self, gateway: u32, shard: u16, id: ConnId, bytes: &[u8]) {
-        if let Some(conn) = self.conn_of(gateway, shard, id) {
-            self.conns[conn as usize].queue.extend_from_slice(bytes);
-            self.look_at_outbox(conn);
-            self.brain(gateway, shard).news.push_back(conn);
-        }
-    }
-
-    fn set_paused(&mut self, gateway: u32, shard: u16, id: ConnId, paused: bool) {
-        if let Some(conn) = self.conn_of(gateway, shard, id) {
-            self.conns[conn as usize].paused = paused;
-            if !paused {
-                self.brain(gateway, shard).news.push_back(conn);
-            }
-        }
-    }
-
     /// `Some` comes back: no room.
     fn push_mesh(&mut self, gateway: u32, shard: u16, target: u16, message: Mesh, full: &mut u64) -> Option<Mesh> {
         let class = message.class();
@@ -560,15 +395,6 @@ impl World {
         shard_has_it
     }
 
-    pub(crate) fn arrived_up(&mut self, conn: u32) -> bool {
-        let state = &self.conns[conn as usize];
-        let open = state.server_open && !state.half_open;
-        if open {
-            self.tell_shard(conn);
-        }
-        open
-    }
-
     /// Oracle: queues are bounded.
     fn look_at_queues(&mut self, gateway: u32, shard: u16) {
         let options = self.plan.gateway_options(1, shard);
@@ -577,30 +403,11 @@ impl World {
         self.ensure(lobby <= options.lobby_connections_max, "queues are bounded", || format!("{lobby} in the lobby"));
     }
 
-    /// Oracle: what waits for one device is bounded.
-    fn look_at_outbox(&mut self, conn: u32) {
-        let options = self.plan.gateway_options(1, 0);
-        // Above its budget a session takes what it has asked for already: pages.
-        let page = self.plan.page() as usize * (self.plan.payload_bytes as usize + 700);
-        let slack = usize::from(options.requests_in_flight_max.min(8)) * page + 4_000;
-        let (most, bytes) = (options.outbox_bytes_max + slack, self.conns[conn as usize].queue.len());
-        self.ensure(bytes <= most, "queues are bounded", || format!("{bytes} bytes wait for connection {conn}"));
-    }
-
     /// A device's way in: a gateway that lives, the newest one mostly.
     pub(crate) fn choose_gateway(&mut self) -> Option<u32> {
         let open = |gateway: &&Gateway| gateway.alive && !gateway.draining && gateway.halted.is_none();
         let alive: Vec<u32> = (0u32..).zip(&self.gateways).filter(|(_, g)| open(g)).map(|(at, _)| at).collect();
         if self.people.chance(800) { alive.last().copied() } else { self.people.pick(&alive).copied() }
-    }
-
-    /// For a reader: who is where.
-    pub(crate) fn tell_conn(&mut self, conn: u32, words: impl FnOnce() -> String) {
-        let Conn { device, gateway, shard, .. } = self.conns[conn as usize];
-        let user = self.devices[device as usize].name;
-        self.trace.tell(self.now, || {
-            format!("u{user} d{device} (gateway {gateway}.{shard}, connection {conn}): {}", words())
-        });
     }
 
     /// The calendar of a gateway steps.
