@@ -1,6 +1,6 @@
 //! The WebSocket decoder, whole and cut anywhere, against tungstenite as a server with the same limits: the same
 //! messages up to the first error, and an error where tungstenite has one. Deliberate differences stand in
-//! [`stricter`]. An input is one byte that chooses limit and cuts, then what a client sends after the handshake.
+//! `stricter`. An input is one byte that chooses limit and cuts, then what a client sends after the handshake.
 
 use crate::mutate::Random;
 use crate::{Target, Verdict};
