@@ -138,7 +138,7 @@ impl World {
         state.disconnected();
         state.conn = Some(conn);
         (state.heard_at, state.said_at) = (self.now, self.now);
-        let mark = forged.or(state.mark);
+        let (mark, encoding) = (forged.or(state.mark), state.encoding);
         let ticket = state.ticket.clone().filter(|_| self.people.chance(700));
         let hello = Hello {
             version: limits::PROTOCOL_VERSION,
@@ -173,10 +173,10 @@ impl World {
         let head = format!(
             "GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: \
              13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: {}\r\n\r\n",
-            limits::SUBPROTOCOL_RKYV
+            if encoding == Encoding::Json { limits::SUBPROTOCOL_JSON } else { limits::SUBPROTOCOL_RKYV }
         );
         let mut bytes = head.into_bytes();
-        encode(&ClientFrame::Hello(hello), self.net.next() as u32, &mut bytes);
+        encode(encoding, &ClientFrame::Hello(hello), self.net.next() as u32, &mut bytes);
         self.send_up(conn, bytes);
         self.wake_device(device, self.now + LOOK_US / 2);
     }
@@ -208,7 +208,8 @@ impl World {
             kept.into_iter().for_each(|kept| _ = kept.said_at.get_or_insert(self.now));
         }
         let mut bytes = Vec::new();
-        encode(&frame, self.net.next() as u32, &mut bytes);
+        let encoding = self.devices[device as usize].encoding;
+        encode(encoding, &frame, self.net.next() as u32, &mut bytes);
         self.send_up(conn, bytes);
     }
 
@@ -290,15 +291,16 @@ impl World {
             at = end + 4;
         }
         while self.conns[conn as usize].client_open && self.violation.is_none() {
-            let Some((opcode, payload, len)) = server_frame(&input[at..]) else { break };
+            let Some((kind, payload, len)) = server_frame(&input[at..]) else { break };
             at += len;
-            match opcode {
-                2 => match wire::decode_server_frame(Encoding::Rkyv, payload) {
+            let encoding = self.devices[self.conns[conn as usize].device as usize].encoding;
+            match kind {
+                8 => self.hear_close(conn, payload),
+                kind if kind == opcode(encoding) => match wire::decode_server_frame(encoding, payload) {
                     Ok(frame) => self.hear(conn, frame),
                     Err(error) => self.fail("frames are understood", error.to_string()),
                 },
-                8 => self.hear_close(conn, payload),
-                _ => {}
+                kind => self.fail("frames are understood", format!("a frame with opcode {kind}")),
             }
         }
         self.conns[conn as usize].input = input.split_off(at);
@@ -346,10 +348,18 @@ impl Device {
     }
 }
 
-fn encode(frame: &ClientFrame, key: u32, out: &mut Vec<u8>) {
+/// Text or binary (RFC 6455 section 5.2).
+fn opcode(encoding: Encoding) -> u8 {
+    match encoding {
+        Encoding::Json => 1,
+        Encoding::Rkyv => 2,
+    }
+}
+
+fn encode(encoding: Encoding, frame: &ClientFrame, key: u32, out: &mut Vec<u8>) {
     let mut payload = Vec::new();
-    wire::encode_client_frame(Encoding::Rkyv, frame, &mut payload);
-    client_frame(2, &payload, key, out);
+    wire::encode_client_frame(encoding, frame, &mut payload);
+    client_frame(opcode(encoding), &payload, key, out);
 }
 
 fn tell_client_frame(frame: &ClientFrame) -> String {

@@ -4,6 +4,7 @@
 use crate::trace::digest;
 use parley_protocol::event::unread;
 use parley_protocol::frame::{self, ChatSummary, ClientFrame};
+use parley_protocol::wire::Encoding;
 use parley_protocol::{ChatId, ClientMsgId, DeviceId, Event, OwnState, UserId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -96,6 +97,7 @@ pub(crate) enum Page {
 #[derive(Debug)]
 pub(crate) struct Device {
     pub(crate) id: DeviceId,
+    pub(crate) encoding: Encoding,
     pub(crate) name: usize,
     pub(crate) user: Option<UserId>,
 
@@ -137,9 +139,10 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(id: u128, name: usize, mark: Option<u64>) -> Device {
+    pub(crate) fn new(id: u128, name: usize, mark: Option<u64>, encoding: Encoding) -> Device {
         Device {
             id: DeviceId(id),
+            encoding,
             name,
             user: None,
             mark,

@@ -6,6 +6,7 @@ use crate::trace::digest;
 use crate::truth::Asked;
 use crate::world::{Event, World};
 use parley_protocol::frame::{self, Change, ClientFrame};
+use parley_protocol::wire::Encoding;
 use parley_protocol::{Body, ChatId, ClientMsgId, MessageBody, Role, UserId};
 
 /// Devices of one user at a time.
@@ -26,7 +27,8 @@ impl World {
 
     fn new_device(&mut self, name: usize, mark: Option<u64>) {
         let device = self.devices.len() as u32;
-        self.devices.push(Device::new(u128::from(device) + 1, name, mark));
+        let encoding = if self.people.chance(250) { Encoding::Json } else { Encoding::Rkyv };
+        self.devices.push(Device::new(u128::from(device) + 1, name, mark, encoding));
         let spread = u64::from(self.plan.users) * 300 + 2_000;
         let at = self.now + self.people.below(spread);
         self.wake_device(device, at);
