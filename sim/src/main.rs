@@ -50,6 +50,15 @@ struct Arguments {
 }
 
 impl Arguments {
+    /// What a command needs so that the same bug is planted again.
+    fn planted(&self) -> (&'static str, String) {
+        #[cfg(feature = "planted")]
+        if let Some(name) = &self.plant {
+            return (" --features planted", format!(" --plant {name}"));
+        }
+        ("", String::new())
+    }
+
     fn plan(&self, seed: u64) -> Result<Plan, String> {
         let preset = match self.preset.as_deref() {
             None => None,
@@ -139,7 +148,8 @@ fn explain(arguments: &Arguments, plan: &Plan, report: &Report) {
     };
     tell(&run(&plan, true), arguments.lines);
     println!("`{}` after {} events: {}", violation.oracle, violation.tick, violation.what);
-    println!("again: cargo run --release -p sim -- {} --no-shrink", plan.command_line());
+    let (feature, plant) = arguments.planted();
+    println!("again: cargo run --release -p sim{feature} -- {}{plant} --no-shrink", plan.command_line());
 }
 
 fn tell(report: &Report, lines: usize) {
