@@ -42,10 +42,9 @@ macro_rules! bugs {
 }
 
 bugs! {
-    /// Rule 5: a home loads its chats before `Open` is answered. On one machine the grant alone stops the older
-    /// gateway: plant it together with the store's `GrantIsNoBarrier`. Makes: a home that does not know what the older
-    /// gateway committed meanwhile: members who are refused, or told what they may not hear. Seen by: `LoadChat` never
-    /// precedes `Opened` on a link; read marks reach the heads.
+    /// Rule 5: a home loads its chats before `Open` is answered. On one machine the grant alone stops the older gateway,
+    /// so that this shows on the link first. Makes: a home that does not know what the older gateway committed
+    /// meanwhile: members who are refused, or told what they may not hear. Seen by: a home loads behind its barrier.
     HomeLoadsBeforeOpen = 5,
     /// Rule 5: who is `Fenced` keeps its sessions and goes on. Makes: a stall: its sessions hear nothing any more and
     /// are not told to go elsewhere. Seen by: work drains when faults stop; every device converges.

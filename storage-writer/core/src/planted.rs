@@ -109,9 +109,8 @@ bugs! {
     /// two gateways commit to one partition, and the newer one's homes do not hear of it. Seen by: no partition is
     /// committed under two epochs at once.
     OlderEpochsTaken = 5,
-    /// Rule 5: a grant alone refuses nothing, only `Open` does, as in a cluster. Harmless alone: plant it together with
-    /// the gateway's `HomeLoadsBeforeOpen`. Makes: commands of the older gateway until each partition is opened. Seen
-    /// by: nobody, alone.
+    /// Rule 5: a grant alone refuses nothing, only `Open` does, as in a cluster. Makes: the older gateway lives on beside
+    /// the newer one, and its sessions hear nothing of what is committed for that one. Seen by: everything comes to rest.
     GrantIsNoBarrier = 5,
     /// Rule 5: `Open` and the load behind it are answered while older appends are in flight. Makes: a home with members
     /// and a head that fall with a failed group. Seen by: receipts to who may not have them; `Opened` with commits of a
