@@ -256,6 +256,11 @@ impl World {
                     return false;
                 }
             }
+            // The store is held by one process: who lost it answers nothing, not even a refusal out of its memory, and ends.
+            Action::Send { .. } if !process.engine.holds(&self.disk) => {
+                self.end_writer(writer);
+                return false;
+            }
             Action::Send { link, record } => {
                 self.look_at_answer(link as u32, &record);
                 self.trace.tell(self.now, || format!("link {link} answers {record:?}"));

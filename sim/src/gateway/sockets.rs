@@ -188,7 +188,7 @@ impl World {
     pub(super) fn look_at_outbox(&mut self, conn: u32) {
         let options = self.plan.gateway_options(1, 0);
         // Above its budget a session takes what it has asked for already: pages.
-        let page = self.plan.page() as usize * (self.plan.payload_bytes as usize + 700);
+        let page = self.plan.page() as usize * (2 * self.plan.payload_bytes as usize + 1_500);
         let slack = usize::from(options.requests_in_flight_max.min(8)) * page + 4_000;
         let (most, bytes) = (options.outbox_bytes_max + slack, self.conns[conn as usize].queue.len());
         self.ensure(bytes <= most, "queues are bounded", || format!("{bytes} bytes wait for connection {conn}"));

@@ -395,10 +395,12 @@ impl Shard {
             let Some(home) = self.chats.get_mut(&chat_id) else { return };
             let user_id = marked.user_id;
             let mark = asked.find(|mark| mark.user_id == user_id);
-            // A reader saw an event before the log knew that it is durable, and did not take its mark: it does now.
+            // A reader saw an event before the log knew that it is durable, which did not take its mark: it does now. What
+            // the head is, is not known while the home is loaded again.
+            let head_seq = if matches!(home.phase, Phase::Ready) { home.head_seq } else { u64::MAX };
             let early = |mark: &MarkUpdate| {
-                (mark.read_seq > marked.own.read_seq && mark.read_seq <= home.head_seq)
-                    || (mark.delivered_seq > marked.delivered_seq && mark.delivered_seq <= home.head_seq)
+                (mark.read_seq > marked.own.read_seq && mark.read_seq <= head_seq)
+                    || (mark.delivered_seq > marked.delivered_seq && mark.delivered_seq <= head_seq)
             };
             if let Some(mark) = mark.filter(early) {
                 home.merge(mark);
