@@ -26,17 +26,19 @@ fn a_violation_ends_with_1_and_can_be_followed_and_repeated() {
     let violation = format!("VIOLATION of `{oracle}`");
     assert_eq!(told.iter().filter(|line| line.contains(&violation)).count(), 1, "and what was violated: {told:#?}");
     assert!(told.iter().any(|line| line.contains("disk: ") || line.contains(": says ")), "{told:?}");
-    let again = ended.out.split("again: cargo run --release -p sim -- ").nth(1).and_then(|line| line.lines().next());
+    let command = "again: cargo run --release -p sim --features planted -- ";
+    let again = ended.out.split(command).nth(1).and_then(|line| line.lines().next());
     let again = again.unwrap_or_else(|| panic!("no command that repeats it: {}", ended.out));
     let ticks = |line: &str| -> u64 {
         let word = line.split("--ticks ").nth(1).and_then(|rest| rest.split(' ').next());
         word.and_then(|word| word.parse().ok()).expect("a number of ticks")
     };
     assert!(ticks(again) <= sim::Plan::TICKS && again.contains("--without "), "made smaller: {again}");
-    let repeated = planted(again);
+    let repeated = sim(again);
     assert_eq!(repeated.code, Some(1), "{again}: {}", repeated.out);
     assert_eq!(self::oracle(&repeated), oracle, "{again}");
-    assert_eq!(sim(again).code, Some(0), "without the bug: {again}");
+    let without = again.replace(&format!(" --plant {BUG}"), "");
+    assert!(without != again && sim(&without).code == Some(0), "without the bug: {without}");
 }
 
 #[test]
