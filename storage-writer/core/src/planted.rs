@@ -62,6 +62,9 @@ bugs! {
     /// Rule 1: membership is not asked of the log at all: every former member may send. Makes: an event in the log by
     /// someone who was no member at that `seq`. Seen by: the log, replayed, allows each of its events.
     FormerMembersMaySend = 1,
+    /// Rule 1: roles are not asked of the log: whoever is a member is judged as the owner, except when leaving. Makes: an
+    /// event in the log that its sender's role does not allow. Seen by: the log, replayed, allows each of its events.
+    RolesIgnored = 1,
     /// Rule 2: a command is looked up in memory only, among those in flight, not in the store. Makes: a retry after the
     /// commit is done again. Seen by: every `Sent` event is in the log exactly once.
     LooksUpOnlyInFlight = 2,
@@ -112,6 +115,10 @@ bugs! {
     /// Rule 5: a grant alone refuses nothing, only `Open` does, as in a cluster. Makes: the older gateway lives on beside
     /// the newer one, and its sessions hear nothing of what is committed for that one. Seen by: everything comes to rest.
     GrantIsNoBarrier = 5,
+    /// Rule 5: a request that waited is not asked again for its epoch when its turn comes. Makes: what an older gateway
+    /// asked for is numbered behind a grant or an `Open`, and the newer one's homes do not hear of it. Seen by: no
+    /// partition is committed under two epochs at once.
+    DeadEpochsJudged = 5,
     /// Rule 5: `Open` and the load behind it are answered while older appends are in flight. Makes: a home with members
     /// and a head that fall with a failed group. Seen by: receipts to who may not have them; `Opened` with commits of a
     /// lower epoch in flight.
@@ -155,6 +162,21 @@ bugs! {
     /// Beside the rules: a delivered mark is what came last, not the highest. Makes: a delivered mark that falls, as
     /// receipts show it. Seen by: delivered and read marks never fall.
     DeliveredMarkFalls = 0,
+    /// Beside the rules: a delivered mark that comes without a read mark is not stored. Makes: receipts that never come
+    /// to who sent. Seen by: delivered marks reach the log when work has drained.
+    DeliveredNotStored = 0,
+    /// Beside the rules: a read does not tell until when a chat is muted. Makes: a device that was away rings. Seen by:
+    /// the own state of every device equals the log's.
+    MuteForgotten = 0,
+    /// Beside the rules: a list of members names former members too. Makes: members who are none. Seen by: a list of
+    /// members equals the model's.
+    FormerMembersListed = 0,
+    /// Beside the rules: a list of chats gives groups a title that nobody gave them. Makes: a wrong title. Seen by: the
+    /// title of every chat on every device equals the model's.
+    TitleWrong = 0,
+    /// Beside the rules: every third good message is refused, as if its sender were no member. Makes: a message that
+    /// its sender gives up. Seen by: what the log, replayed, allows is not refused.
+    WrongRefusals = 0,
     /// Beside the rules: every fifth `seq` is left out. Makes: a hole that history never fills. Seen by: `seq` is
     /// dense.
     SeqWithHole = 0,

@@ -129,7 +129,7 @@ fn own_state(chat_id: ChatId, marks: &MarkRow) -> OwnState {
         read_seq: marks.read_seq,
         read_ordinal: marks.read_ordinal,
         read_sent: marks.read_sent,
-        muted_until_ms: marks.muted_until_ms,
+        muted_until_ms: if planted::has(Bug::MuteForgotten) { 0 } else { marks.muted_until_ms },
     }
 }
 
@@ -275,7 +275,8 @@ fn summary(
         let until = checkpoint.sent.iter().find(|(sender, _)| *sender == user_id).map_or(0, |(_, sent)| *sent);
         until + view.count_messages(chat_id, user_id, checkpoint.seq + 1, head.seq)?
     };
-    let title = title(view, chat_id, checkpoint, &row, direct)?;
+    let wrong = planted::has(Bug::TitleWrong) && !direct;
+    let title = if wrong { "wrong".to_owned() } else { title(view, chat_id, checkpoint, &row, direct)? };
     let visible_seq = row.intervals.last().and_then(|interval| interval.left_seq).unwrap_or(head.seq).min(head.seq);
     let last = if visible_seq == head.seq {
         head
@@ -345,7 +346,8 @@ fn members(
         let whole = rows.len() <= limit;
         for (user_id, row) in rows {
             at = Some(user_id);
-            let Some(role) = row.role else { continue };
+            let former = planted::has(Bug::FormerMembersListed).then_some(parley_protocol::Role::Member);
+            let Some(role) = row.role.or(former) else { continue };
             if members.len() == limit {
                 return Ok(Reply::Members { members, more: true });
             }

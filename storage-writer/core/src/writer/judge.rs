@@ -81,7 +81,7 @@ impl Writer {
     /// Judges a job whose needs are in memory.
     pub(super) fn judge(&mut self, key: JobKey) -> Judged {
         let to = self.jobs[key].to;
-        if self.is_dead(&to, &self.jobs[key].ask) {
+        if self.is_dead(&to, &self.jobs[key].ask) && !planted::has(Bug::DeadEpochsJudged) {
             // A higher epoch was numbered while it waited.
             self.attach(to, Reply::Fenced);
             return Judged::Done;
@@ -208,6 +208,9 @@ impl Writer {
             return Err(ErrorCode::BadFrame.into());
         }
         check_message(&envelope.body, self.options.payload_bytes_max)?;
+        if planted::has(Bug::WrongRefusals) && name.client_msg_id.0.is_multiple_of(3) {
+            return Err(ErrorCode::NoSuchChat.into());
+        }
         let id = self.next_id(chat.last_message_id)?;
         // It is numbered now: nobody needs the request's copy any more.
         let body = std::mem::take(&mut envelope.body);
@@ -226,7 +229,8 @@ impl Writer {
         self.greet(chat_id);
         let chat = self.chats.get(chat_id).expect("the job was prepared");
         let role = chat.role(name.sender).ok_or(ErrorCode::NoSuchChat)?;
-        let decision = decide(chat, name.sender, role, change)?;
+        let ignored = planted::has(Bug::RolesIgnored) && !matches!(change, Change::Leave {});
+        let decision = decide(chat, name.sender, if ignored { Role::Owner } else { role }, change)?;
         let above = chat.last_message_id;
         if let (Change::Add { .. }, Decision::Members(changes)) = (change, &decision) {
             if changes.iter().any(|change| !self.exists(change.user_id)) {
