@@ -140,12 +140,24 @@ bugs! {
     /// Rule 14: a backlog above `sync_backlog_max`, or a mark above the head, moves the position and does not say so.
     /// Makes: the backlog is lost. Seen by: a device's stream is its user's inbox, without a hole.
     TruncationUntold = 14,
+    /// Rule 14: a session that has any backlog when it attaches is truncated, not only above `sync_backlog_max`. Makes:
+    /// devices that start over whenever they come back. Seen by: nobody is truncated without need.
+    TruncatesNeedlessly = 14,
     /// Beside the rules: a home does not ask whether who subscribes, or marks, is a member. Makes: live events of a
     /// large chat to a stranger. Seen by: nobody receives what they may not.
     StrangersSubscribe = 0,
     /// Beside the rules: a removal does not end the subscriptions of who was removed. Makes: live events of a large
     /// chat to a former member. Seen by: nobody receives what they may not.
     RemovedStaySubscribed = 0,
+    /// Beside the rules: receipts go to former members as well. Makes: marks of a chat told to who is no member any more.
+    /// Seen by: receipts to who may not have them.
+    ReceiptsToFormerMembers = 0,
+    /// Beside the rules: each live event of a large chat is sent twice to its subscribers. Makes: doubles beside the
+    /// stream. Seen by: a subscriber gets a live event once.
+    LiveTwice = 0,
+    /// Beside the rules: items ahead of a hole are held above `held_items_max`. Makes: memory without a bound. Seen by:
+    /// queues are within their bounds: items held by a session.
+    HeldUnbounded = 0,
     /// Beside the rules: live entries and pages are queued for a client that takes nothing, above the budget. Makes:
     /// memory without a bound. Seen by: queues are within their bounds: bytes queued for a connection.
     OutboxUnbounded = 0,

@@ -271,6 +271,9 @@ impl Shard {
                 subscribers.clone_from(&home.subscribers);
             }
         }
+        if planted::has(Bug::LiveTwice) && large {
+            subscribers.extend_from_within(..);
+        }
         let fan = Arc::new(Fan::new(ServerFrame::Event(event)));
         if !subscribers.is_empty() {
             let except: Arc<[Target]> = targets.as_slice().into();
@@ -408,6 +411,8 @@ impl Shard {
             let members_known = matches!(home.phase, Phase::Ready);
             if home.marked(&marked) && members_known && home.members.len() <= receipt_members_max {
                 let others = home.members.iter().map(|member| member.user_id).filter(|other| *other != user_id);
+                #[cfg(feature = "planted")]
+                let others = others.chain(home.former_told());
                 let others: Vec<UserId> = others.collect();
                 let (delivered_seq, read_seq) = (marked.delivered_seq, marked.own.read_seq);
                 let receipt = ServerFrame::Receipt(Receipt { chat_id, user_id, delivered_seq, read_seq });

@@ -2,6 +2,8 @@
 //! nothing and decides nothing for good: the log does.
 
 use crate::mesh::{HomeAsk, Origin};
+#[cfg(feature = "planted")]
+use crate::planted::{self, Bug};
 use parley_protocol::frame::Head;
 use parley_protocol::link::{ChatState, MarkUpdate, Marked, MemberState};
 use parley_protocol::{ChatId, Event, MemberAction, Role, UserId, body};
@@ -37,6 +39,9 @@ pub(crate) struct ChatHome {
     pub(crate) subscribers: Vec<(u16, u32)>,
     /// Used since the clock of the eviction passed.
     pub(crate) used: bool,
+    /// Members who went, for a planted bug only.
+    #[cfg(feature = "planted")]
+    pub(crate) former: Vec<UserId>,
 }
 
 impl ChatHome {
@@ -56,6 +61,8 @@ impl ChatHome {
             before: None,
             subscribers: Vec::new(),
             used: true,
+            #[cfg(feature = "planted")]
+            former: Vec::new(),
         }
     }
 
@@ -86,6 +93,13 @@ impl ChatHome {
         self.members.get(index)
     }
 
+    /// The former members who hear of marks: nobody, unless a planted bug tells them.
+    #[cfg(feature = "planted")]
+    pub(crate) fn former_told(&self) -> impl Iterator<Item = UserId> {
+        let told = planted::has(Bug::ReceiptsToFormerMembers);
+        self.former.iter().copied().filter(move |user_id| told && self.member(*user_id).is_none())
+    }
+
     pub(crate) fn head(&self, chat_id: ChatId) -> Head {
         Head { chat_id, seq: self.head_seq, ordinal: self.head_ordinal }
     }
@@ -110,6 +124,10 @@ impl ChatHome {
                     self.members.retain(|member| member.user_id != change.user_id);
                     self.marks.retain(|mark| mark.user_id != change.user_id);
                     gone.push(change.user_id);
+                    #[cfg(feature = "planted")]
+                    if !self.former.contains(&change.user_id) {
+                        self.former.push(change.user_id);
+                    }
                 }
             }
         }

@@ -181,6 +181,7 @@ impl Stream {
             return Page::Leave;
         }
         // A page of nothing below the head is how the storage tier says that the backlog is too long for it.
+        let backlog_max = if planted::has(Bug::TruncatesNeedlessly) && first { 0 } else { backlog_max };
         if self.position > head || head - self.position > backlog_max || (to == after && head > after) {
             self.truncate_to(head);
             return if planted::has(Bug::TruncationUntold) { Page::Leave } else { Page::Truncate { mark: head } };

@@ -206,7 +206,8 @@ impl Shard {
 
     /// Rule 8: the session judges the item by its own position.
     fn offer(&mut self, now: Now, slot: u32, inbox_seq: u64, fan: &Arc<Fan>, out: &mut Out) {
-        let (held_max, outbox_max) = (self.options.held_items_max, self.outbox_max());
+        let held_max = if planted::has(Bug::HeldUnbounded) { usize::MAX } else { self.options.held_items_max };
+        let outbox_max = self.outbox_max();
         let Some(Conn::Session(session)) = self.conns.get_mut(slot as usize) else { return };
         if session.closing || session.acting {
             return;
