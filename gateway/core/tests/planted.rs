@@ -5,8 +5,9 @@ mod world;
 
 use gateway_core::options::Options;
 use gateway_core::planted::{Bug, plant};
+use gateway_core::shard::Shard;
 use parley_protocol::ChatId;
-use parley_protocol::frame::{ChatRef, ClientFrame, GroupCreate, ServerFrame};
+use parley_protocol::frame::{Change, ChatRef, ClientFrame, GroupChange, GroupCreate, Position, ServerFrame};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::{World, options};
 
@@ -150,6 +151,70 @@ fn a_stranger_is_refused() -> bool {
     world.texts(carol).is_empty()
 }
 
+/// A group of `members` users beside the first, with an inbox limit.
+fn group(options: &Options, members: u128, limit: usize) -> (World, ChatId, Vec<u64>) {
+    let writer = storage_core::Options { inbox_fanout_members_max: limit, ..storage_core::Options::default() };
+    let mut world = World::new(options, writer);
+    let clients: Vec<u64> = (0..=members).map(|n| world.connect(&format!("user{n}"), n + 1, None)).collect();
+    let members = clients[1..].iter().map(|client| world.user(*client)).collect();
+    let client_msg_id = world.msg_id();
+    world.say(clients[0], ClientFrame::GroupCreate(GroupCreate { client_msg_id, title: String::new(), members }));
+    let chat_id = world.client(clients[0]).sent()[0].chat_id;
+    (world, chat_id, clients)
+}
+
+/// A subscriber of a large chat gets each event once.
+fn a_subscriber_is_told_once() -> bool {
+    let (mut world, chat_id, clients) = group(&options(3), 6, 4);
+    world.say(clients[1], ClientFrame::Subscribe(ChatRef { chat_id }));
+    say(&mut world, clients[0], chat_id, "once");
+    world.sleep(1_000);
+    world.texts(clients[1]) == ["once"]
+}
+
+/// Receipts go to those who are members, and to nobody else.
+fn receipts_are_for_members() -> bool {
+    let (mut world, chat_id, clients) = group(&options(3), 3, 100);
+    let users = vec![world.user(clients[1])];
+    let client_msg_id = world.msg_id();
+    let remove = GroupChange { chat_id, client_msg_id, change: Change::Remove { users } };
+    world.say(clients[0], ClientFrame::GroupChange(remove));
+    say(&mut world, clients[0], chat_id, "read me");
+    world.say(clients[2], ClientFrame::Read(Position { chat_id, seq: 3 }));
+    world.sleep(3_000);
+    let mut receipts = |client: u64| {
+        world.client(client).frames.iter().filter(|frame| matches!(frame, ServerFrame::Receipt(_))).count()
+    };
+    (receipts(clients[1]), receipts(clients[3])) == (0, 1)
+}
+
+/// Without room to hold it, what is ahead of a hole is dropped, and read later.
+fn no_more_is_held_than_may_be() -> bool {
+    let (mut world, chat_id, clients) = group(&Options { held_items_max: 0, ..options(3) }, 6, 100);
+    world.gateways[0].fanout_room = 0;
+    say(&mut world, clients[0], chat_id, "without room");
+    world.gateways[0].fanout_room = usize::MAX;
+    say(&mut world, clients[0], chat_id, "ahead");
+    world.sleep(QUIET_MS);
+    let count = |of: fn(&Shard) -> u64| world.gateways[0].shards.iter().map(of).sum::<u64>();
+    let held = count(|shard| shard.stats.entries_held_total);
+    let dropped = count(|shard| shard.stats.entries_dropped_total);
+    clients.iter().all(|client| world.texts(*client) == ["without room", "ahead"]) && held == 0 && dropped > 0
+}
+
+/// A device that missed little goes on where it was.
+fn a_short_backlog_is_sent() -> bool {
+    let (mut world, alice, bob, chat) = two(&options(2));
+    say(&mut world, alice, chat, "before");
+    world.sleep(2_100);
+    let mark = world.client(bob).mark();
+    world.drop_client(bob);
+    say(&mut world, alice, chat, "away");
+    let back = world.connect("bob", 2, mark);
+    world.sleep(QUIET_MS);
+    world.texts(back) == ["away"]
+}
+
 #[test]
 fn bugs_of_links_take_effect() {
     for bug in [Bug::NotResent, Bug::ResentOutOfOrder, Bug::OutcomeGuessed] {
@@ -167,6 +232,8 @@ fn bugs_of_fan_out_take_effect() {
         takes_effect(bug, fan_out_reaches_everybody);
     }
     takes_effect(Bug::StrangersSubscribe, a_stranger_is_refused);
+    takes_effect(Bug::LiveTwice, a_subscriber_is_told_once);
+    takes_effect(Bug::ReceiptsToFormerMembers, receipts_are_for_members);
 }
 
 #[test]
@@ -175,6 +242,8 @@ fn bugs_of_streams_take_effect() {
         takes_effect(bug, a_device_comes_back);
     }
     takes_effect(Bug::TruncationUntold, a_long_backlog_is_truncated);
+    takes_effect(Bug::HeldUnbounded, no_more_is_held_than_may_be);
+    takes_effect(Bug::TruncatesNeedlessly, a_short_backlog_is_sent);
 }
 
 #[test]

@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{Scripted, World, defaults, one, targets, world};
+use common::{Scripted, World, defaults, hello, one, targets, world};
 use parley_protocol::frame::Change;
 use parley_protocol::link::{Ask, Reply};
-use parley_protocol::{ChatId, UserId};
+use parley_protocol::{ChatId, Role, UserId};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use storage_core::Options;
 use storage_core::model::Model;
@@ -124,6 +124,62 @@ fn marks_rise() -> bool {
     read.delivered_seq == 3 && delivered.own.read_seq == 2 && world.unread(chat, users[1]) == 1
 }
 
+/// Who is no more than a member changes nothing, and may leave.
+fn roles_are_asked() -> bool {
+    let mut world = defaults();
+    let users = world.users(3);
+    let group = world.group(users[0], &users[1..], "");
+    let removed = world.change(group, users[1], Change::Remove { users: vec![users[2]] });
+    let promoted = world.change(group, users[1], Change::Role { user: users[1], role: Role::Owner });
+    let left = world.change(group, users[1], Change::Leave {});
+    matches!((removed, promoted, left), (Reply::Refused(_), Reply::Refused(_), Reply::Durable(_)))
+}
+
+/// What waited while another gateway was granted is fenced.
+fn what_waited_is_fenced() -> bool {
+    let (mut world, users, chat) = chat_of_two();
+    world.store.hold_loads = true;
+    let ask = world.send_ask(chat, users[0], "waits for a look-up");
+    let waits = world.put(1, ask);
+    world.run();
+    world.store.manual = true;
+    world.writer.handle_hello(world.now, 2, hello(8, 0));
+    world.run();
+    world.store.release_loads();
+    world.run();
+    while !world.store.commits.is_empty() {
+        world.store.answer(Outcome::Durable);
+        world.run();
+    }
+    world.reply(waits) == Some(Reply::Fenced) && !world.store.model.state.chats.contains_key(&chat)
+}
+
+/// Whatever its client calls a good message, it is taken.
+fn good_messages_are_taken() -> bool {
+    let (mut world, users, chat) = chat_of_two();
+    (0..3).all(|_| {
+        let ask = world.send_ask(chat, users[0], "good");
+        matches!(world.ask(ask), Reply::Durable(_))
+    })
+}
+
+/// A list of chats has the title and the mute, a list of members those who are in, with what was delivered to them.
+fn lists_tell_what_is() -> bool {
+    let mut world = defaults();
+    let users = world.users(3);
+    let group = world.group(users[0], &users[1..], "title");
+    world.change(group, users[2], Change::Leave {});
+    world.ask(Ask::Mute { chat_id: group, user_id: users[0], until_ms: 7 });
+    world.mark(group, users[1], 2, 0);
+    let Reply::Chats { chats, .. } = world.read(&Ask::Chats { user_id: users[0], after: None, limit: 0 }) else {
+        return false;
+    };
+    let ask = Ask::Members { user_id: users[0], chat_id: group, after: None, limit: 0 };
+    let Reply::Members { members, .. } = world.read(&ask) else { return false };
+    let delivered = members.iter().find(|member| member.user_id == users[1]).map(|member| member.delivered_seq);
+    (chats[0].title.as_str(), chats[0].own.muted_until_ms) == ("title", 7) && members.len() == 2 && delivered == Some(2)
+}
+
 /// Numbers are dense, ordinals count messages, ids rise although the clock steps back.
 fn numbers_are_dense() -> bool {
     let mut world = defaults();
@@ -197,6 +253,20 @@ fn bugs_of_marks_and_numbers_take_effect() {
     }
     for bug in [Bug::SeqWithHole, Bug::OrdinalCountsAll, Bug::IdsFollowTheClock] {
         takes_effect(bug, numbers_are_dense);
+    }
+}
+
+#[test]
+fn bugs_of_judging_take_effect() {
+    takes_effect(Bug::RolesIgnored, roles_are_asked);
+    takes_effect(Bug::DeadEpochsJudged, what_waited_is_fenced);
+    takes_effect(Bug::WrongRefusals, good_messages_are_taken);
+}
+
+#[test]
+fn bugs_of_lists_take_effect() {
+    for bug in [Bug::MuteForgotten, Bug::TitleWrong, Bug::FormerMembersListed, Bug::DeliveredNotStored] {
+        takes_effect(bug, lists_tell_what_is);
     }
 }
 
