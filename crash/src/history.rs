@@ -31,7 +31,7 @@ pub enum Record {
         device: u32,
         /// Whose it is.
         user: UserId,
-        /// It subscribes to large chats, whose events then come in no particular order.
+        /// It subscribes to large chats, whose live events then come beside its inbox.
         subscribes: bool,
     },
     /// A command is about to be sent for the first time.

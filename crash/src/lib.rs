@@ -13,7 +13,8 @@
 //!
 //! - what was acknowledged is in the log, once, where the acknowledgement said;
 //! - each device received each event of its inbox exactly once beyond the marks that it presented, in the log's order,
-//!   without a hole, and unchanged; nothing that nobody sent, nothing of chats that its user was not in;
+//!   without a hole, and unchanged; nothing that nobody sent, nothing of chats that its user was not in; live events of
+//!   large chats at most once on a connection; no mark ahead of the entries that came before it;
 //! - commands without an answer took effect once or never, refused ones never;
 //! - `seq` is dense and `message_id` rises.
 //!

@@ -45,8 +45,8 @@ enum Command {
         /// The program under test
         #[arg(long, value_name = "PATH")]
         parley: PathBuf,
-        /// The gateway's socket driver: auto, uring or epoll [default: the seed decides between auto and epoll]
-        #[arg(long)]
+        /// The gateway's socket driver [default: the seed decides between auto and epoll]
+        #[arg(long, value_parser = ["auto", "uring", "epoll"])]
         driver: Option<String>,
         /// Keep data, logs and histories in this directory, whatever comes
         #[arg(long, value_name = "DIR")]
@@ -115,6 +115,22 @@ fn main() -> ExitCode {
         Err(why) => {
             eprintln!("crash: {why}");
             ExitCode::FAILURE
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_does_not_exist_is_wrong_usage() {
+        let parse = |driver| Arguments::try_parse_from(["crash", "run", "--parley", "parley", "--driver", driver]);
+        for driver in ["auto", "uring", "epoll"] {
+            assert!(parse(driver).is_ok(), "{driver}");
+        }
+        for driver in ["foo", "", "Auto"] {
+            assert_eq!(parse(driver).err().map(|error| error.exit_code()), Some(2), "{driver}");
         }
     }
 }

@@ -58,6 +58,11 @@ pub(super) struct Share {
     pub(super) inside: Ranges,
     /// Those of them that went through the inbox.
     pub(super) inbox: Ranges,
+    /// Those of these that let the user in although messages were there that it had not read: an entry with the own
+    /// state follows each. The harness's devices read and mute nothing, so inboxes have no other such entries.
+    pub(super) own: Ranges,
+    /// Messages up to the last time that the user was let in.
+    read: u64,
 }
 
 /// The log of a chat.
@@ -86,13 +91,13 @@ impl Log {
 
     /// Replays the log: chats up to `limit` members leave every event in the inbox of everybody who is a member before
     /// or after it; above that, only those whom an event lets in or takes out get it; an event that carries the chat
-    /// over the limit, either way, goes to everybody.
+    /// over the limit, either way, goes to everybody. What is no change of members is taken for a message.
     pub(super) fn derive(&mut self, chat: ChatId, limit: usize) {
         let mut members = BTreeSet::new();
         if let Some(ChatKind::Direct(a, b)) = chat.kind() {
             members.extend([a, b]);
         }
-        let mut large = false;
+        let (mut large, mut messages) = (false, 0);
         let mut shares: HashMap<UserId, Share> = HashMap::new();
         for seq in 1..=self.head() {
             let changes = self.changes.get(&seq).map_or(&[][..], |changes| changes);
@@ -104,12 +109,17 @@ impl Log {
             let large_now = members.len() > limit;
             let everybody = !large_now || !large;
             large = large_now;
+            messages += u64::from(changes.is_empty());
             self.was_large |= large;
             for user in &concerned {
                 let share = shares.entry(*user).or_default();
                 share.inside.push(seq);
                 if everybody || changes.iter().any(|(changed, _)| changed == user) {
                     share.inbox.push(seq);
+                }
+                if changes.contains(&(*user, true)) && messages > share.read {
+                    share.own.push(seq);
+                    share.read = messages;
                 }
             }
         }
@@ -141,6 +151,7 @@ mod tests {
         for user in [a, b] {
             log.change(1, user, true);
         }
+        let own = |log: &Log, user: UserId| log.shares[&user].own.iter().collect::<Vec<_>>();
         // Over the limit of 2 with the third; a fourth comes and goes; back under it with the third's removal.
         log.change(3, c, true);
         log.change(5, d, true);
@@ -155,5 +166,14 @@ mod tests {
         assert_eq!(of(c), ((3..=7).collect(), vec![3, 7]));
         assert_eq!(of(d), (vec![5, 6], vec![5, 6]));
         assert!(log.was_large);
+        // In at the beginning: nothing was there to read. In later: the message before it.
+        assert_eq!([a, b, c, d].map(|user| own(&log, user)), [vec![], vec![], vec![3], vec![5]]);
+        // Out and in again without a message in between.
+        let mut log = Log { entries: vec![entry; 6], ..Log::default() };
+        for (seq, user, joined) in [(1, a, true), (3, b, true), (4, b, false), (5, b, true)] {
+            log.change(seq, user, joined);
+        }
+        log.derive(ChatId::group(1), 2);
+        assert_eq!(own(&log, b), [3]);
     }
 }

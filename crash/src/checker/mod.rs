@@ -43,6 +43,14 @@ struct Device {
     subscribes: bool,
     /// The last mark issued.
     mark: u64,
+    /// Entries of the inbox that came, and that one at the last mark. Own state is not in the histories: an entry that
+    /// another with own state may follow counts as both.
+    came: u64,
+    came_marked: u64,
+    /// By how much a mark was ahead of what came: each entry that is missing is found once.
+    ahead: u64,
+    /// Of a subscriber: live events that came on this connection.
+    live: HashSet<(ChatId, u64)>,
     places: HashMap<ChatId, Place>,
     /// Chats in which something came since the last mark.
     moved: HashSet<ChatId>,
@@ -102,8 +110,9 @@ impl Checker {
     pub fn learn(&mut self, record: Record) {
         match record {
             Record::Device { device, user, subscribes } => {
-                let (places, moved, has) = Default::default();
-                let new = Device { user, subscribes, mark: 0, places, moved, has };
+                let (places, moved, has, live) = Default::default();
+                let (mark, came, came_marked, ahead) = Default::default();
+                let new = Device { user, subscribes, mark, came, came_marked, ahead, live, places, moved, has };
                 if self.devices.insert(device, new).is_some() {
                     self.verdict.find(Kind::Wrong, || format!("device {device} is in two histories"));
                 }
@@ -215,35 +224,8 @@ impl Checker {
     /// Second reading, every record of every history again: what the devices received.
     pub fn follow(&mut self, record: Record) {
         match record {
-            Record::Connect { device, mark } => {
-                let Some(state) = self.devices.get_mut(&device) else { return };
-                if mark != state.mark {
-                    let last = state.mark;
-                    self.verdict.find(Kind::Wrong, || format!("device {device} presents {mark}, its mark is {last}"));
-                }
-                // What came above the mark comes again.
-                for chat in state.moved.drain() {
-                    let place = state.places.entry(chat).or_default();
-                    let open = place.missing.split_off(&(place.marked + 1));
-                    place.reached = place.marked;
-                    if let Some(seq) = open.first() {
-                        let what = || format!("device {device}: {chat} {seq} was left out of a stream");
-                        self.verdict.find(Kind::Reordered, what);
-                    }
-                }
-            }
-            Record::Mark { device, inbox_seq } => {
-                let Some(state) = self.devices.get_mut(&device) else { return };
-                if inbox_seq < state.mark {
-                    let last = state.mark;
-                    self.verdict.find(Kind::Wrong, || format!("device {device}: mark {inbox_seq} after {last}"));
-                }
-                state.mark = inbox_seq;
-                for chat in state.moved.drain() {
-                    let place = state.places.entry(chat).or_default();
-                    place.marked = place.reached;
-                }
-            }
+            Record::Connect { device, mark } => self.follow_connect(device, mark),
+            Record::Mark { device, inbox_seq } => self.follow_mark(device, inbox_seq),
             Record::Truncated { device } => self.verdict.find(Kind::Wrong, || {
                 format!("device {device} was told to start over, though its mark was issued to it and not old")
             }),
@@ -261,6 +243,48 @@ impl Checker {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn follow_connect(&mut self, device: u32, mark: u64) {
+        let Some(state) = self.devices.get_mut(&device) else { return };
+        if mark != state.mark {
+            let last = state.mark;
+            self.verdict.find(Kind::Wrong, || format!("device {device} presents {mark}, its mark is {last}"));
+        }
+        state.live.clear();
+        // What came above the mark comes again.
+        state.came = state.came_marked;
+        for chat in state.moved.drain() {
+            let place = state.places.entry(chat).or_default();
+            let open = place.missing.split_off(&(place.marked + 1));
+            place.reached = place.marked;
+            if let Some(seq) = open.first() {
+                let what = || format!("device {device}: {chat} {seq} was left out of a stream");
+                self.verdict.find(Kind::Reordered, what);
+            }
+        }
+    }
+
+    /// An inbox is numbered densely from 1 and devices begin at 0, so the mark says how many entries came. Which one has
+    /// which number is not in the histories, so one that is missing under a mark is found by the count.
+    fn follow_mark(&mut self, device: u32, inbox_seq: u64) {
+        let Some(state) = self.devices.get_mut(&device) else { return };
+        if inbox_seq < state.mark {
+            let last = state.mark;
+            self.verdict.find(Kind::Wrong, || format!("device {device}: mark {inbox_seq} after {last}"));
+        }
+        let (came, ahead) = (state.came, inbox_seq.saturating_sub(state.came));
+        if ahead > state.ahead {
+            state.ahead = ahead;
+            self.verdict.find(Kind::Wrong, || {
+                format!("device {device}: mark {inbox_seq}, but at most {came} entries of its inbox came before it")
+            });
+        }
+        (state.mark, state.came_marked) = (inbox_seq, came);
+        for chat in state.moved.drain() {
+            let place = state.places.entry(chat).or_default();
+            place.marked = place.reached;
         }
     }
 
@@ -290,19 +314,27 @@ impl Checker {
     fn follow_stream(&mut self, device: u32, seen: Seen) {
         let (chat, seq) = (seen.chat, seen.seq);
         let (Some(log), Some(state)) = (self.logs.get(&chat), self.devices.get_mut(&device)) else { return };
+        let Some(share) = log.shares.get(&state.user) else { return };
         if log.was_large {
             state.has.entry(chat).or_default().insert(seq);
-            if state.subscribes {
-                // Live events and inbox entries overtake each other; (chat, seq) tells a device which it has.
+            if state.subscribes && !share.inbox.contains(seq) {
+                // Live events and inbox entries overtake each other, and live ones may be dropped. Whose inbox has an
+                // event does not get it live, so for all others it comes at most once.
+                if !state.live.insert((chat, seq)) {
+                    let what = || format!("device {device}: {chat} {seq} came live twice on one connection");
+                    self.verdict.find(Kind::Duplicated, what);
+                }
                 return;
             }
         }
-        let Some(share) = log.shares.get(&state.user) else { return };
+        let entries = u64::from(share.inbox.contains(seq)) + u64::from(share.own.contains(seq));
         state.moved.insert(chat);
         let place = state.places.entry(chat).or_default();
         let due = share.inbox.successors(place.reached).next();
         if seq <= place.reached {
             let late = place.missing.remove(&seq);
+            state.came += if late { entries } else { 0 };
+            state.came_marked += if late && seq <= place.marked { entries } else { 0 };
             let kind = if late { Kind::Reordered } else { Kind::Duplicated };
             let reached = place.reached;
             return self.verdict.find(kind, || format!("device {device}: {chat} {seq} came after {reached}"));
@@ -310,6 +342,7 @@ impl Checker {
         let left_out = share.inbox.successors(place.reached).take_while(|due| *due < seq);
         place.missing.extend(left_out);
         place.reached = seq;
+        state.came += entries;
         if !share.inbox.contains(seq) {
             self.verdict.find(Kind::Wrong, || {
                 format!("device {device}: {chat} {seq} came by the stream of a chat above the limit; due was {due:?}")
@@ -334,10 +367,8 @@ impl Checker {
                     let missing = share.inside.iter().filter(|seq| has.is_none_or(|has| !has.contains(seq)));
                     missing.for_each(&mut lose);
                 }
-                if !(log.was_large && device.subscribes) {
-                    let behind = share.inbox.successors(place.reached);
-                    place.missing.iter().copied().chain(behind).for_each(&mut lose);
-                }
+                let behind = share.inbox.successors(place.reached);
+                place.missing.iter().copied().chain(behind).for_each(&mut lose);
                 if let Some(first) = first {
                     let what = || format!("device {number} never got {lost} events of {chat}; the first is {first}");
                     self.verdict.find_many(Kind::Lost, lost, what);

@@ -162,9 +162,18 @@ pub(crate) fn run(options: &Options) -> Result<bool, String> {
         let dir = temporary.map_or(dir, tempfile::TempDir::keep);
         eprintln!("data, logs and histories are in {}", dir.display());
         eprintln!("judge the histories again: crash check {}", dir.display());
-        eprintln!("the same faults again: scripts/crash-test --minutes {} --seed {}", options.minutes, options.seed);
+        eprintln!("the same faults again: {}", replay(options));
     }
     ended
+}
+
+/// The command that repeats a run's faults and workload, with all that decides them: defaults may change.
+fn replay(options: &Options) -> String {
+    let Options { minutes, seed, size: Size { users, processes, rate }, driver, .. } = options;
+    format!(
+        "scripts/crash-test --minutes {minutes} --seed {seed} --users {users} --processes {processes} --rate {rate} \
+         --driver {driver}"
+    )
 }
 
 /// The run itself, until everything is written down and the servers have ended: what was done, and how many devices did
@@ -286,5 +295,19 @@ impl Progress {
             sums.live,
             sums.left
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_that_repeats_a_run_names_all_that_decides_it() {
+        let size = Size { users: 30, processes: 2, rate: 500 };
+        let (parley, driver) = (PathBuf::from("parley"), "uring".to_owned());
+        let options = Options { minutes: 0.5, seed: 7, size, parley, driver, keep: None };
+        let expected = "scripts/crash-test --minutes 0.5 --seed 7 --users 30 --processes 2 --rate 500 --driver uring";
+        assert_eq!(replay(&options), expected);
     }
 }
