@@ -78,6 +78,9 @@ impl World {
             self.say(device, ClientFrame::Ping(frame::Ping { nonce: 0 }));
         }
         self.read_again(device);
+        for position in self.unstored_deliveries(&self.devices[device as usize]) {
+            self.say(device, ClientFrame::Delivered(position));
+        }
         self.fill(device);
     }
 
@@ -166,6 +169,7 @@ impl World {
             kernel: 0,
             input: Vec::new(),
             upgraded: false,
+            opened_at: self.now,
             seen: Seen { position: mark, mark: mark.unwrap_or(0), ..Seen::default() },
         });
         self.accept(conn);

@@ -24,6 +24,8 @@ const STRIKES: [Fault; 17] = [
     Fault::ClockStep,
 ];
 
+/// Events before anything breaks.
+const WARM_TICKS: u64 = 1_500;
 /// Gateways alive at a time.
 const GATEWAYS_MAX: usize = 3;
 
@@ -35,6 +37,10 @@ impl World {
         }
         let next = self.now + 1 + self.faults.around(self.plan.fault_interval_us);
         self.at(next, Event::Strike);
+        // Until then people come online; later nothing would be there to break.
+        if self.tick < self.plan.ticks.min(WARM_TICKS) {
+            return true;
+        }
         let weights = STRIKES.map(|fault| self.plan.fault(fault));
         let Some(fault) = self.faults.weighted(&weights).map(|at| STRIKES[at]) else { return true };
         self.trace.tell(self.now, || format!("!!! {fault}"));

@@ -193,6 +193,9 @@ impl World {
         if over {
             self.at(self.now + 10_000, Event::EndGateway { gateway });
         }
+        if self.tick.is_multiple_of(16) {
+            self.brain(gateway, shard).brain.check_invariants();
+        }
         self.look_at_queues(gateway, shard);
     }
 

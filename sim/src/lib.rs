@@ -92,7 +92,8 @@ pub fn plant(names: &str) -> Result<(), String> {
     let in_gateway: Vec<_> = names.iter().filter_map(|name| gateway::Bug::named(name)).collect();
     let in_storage: Vec<_> = names.iter().filter_map(|name| storage::Bug::named(name)).collect();
     if in_gateway.len() + in_storage.len() != names.len() || in_gateway.len() > 1 || in_storage.len() > 1 {
-        return Err(format!("no bug `{}` to plant", names.join("+")));
+        let known: Vec<_> = bugs().map(|(name, _)| name).collect();
+        return Err(format!("no bug `{}` to plant; there are {}", names.join("+"), known.join(", ")));
     }
     gateway::plant(in_gateway.first().copied());
     storage::plant(in_storage.first().copied());

@@ -182,9 +182,9 @@ impl World {
         }
         let client_msg_id = ClientMsgId(self.next_msg);
         self.next_msg += 1;
-        self.truth
-            .asked
-            .insert((user, client_msg_id), Asked { chat_id, digest, sent: None, copies: 0, refused: false });
+        let says = digest.is_some();
+        let asked = Asked { chat_id, digest, sent: None, says, at: self.now, epoch: 0, copies: 0, refused: false };
+        self.truth.asked.insert((user, client_msg_id), asked);
         let frame = make(client_msg_id);
         let kept = Kept { client_msg_id, frame: frame.clone(), said_at: None, again_at: None };
         self.devices[device as usize].kept.push_back(kept);

@@ -190,7 +190,7 @@ pub struct Plan {
 
 impl Plan {
     /// Events of a run, unless told otherwise.
-    pub const TICKS: u64 = 20_000;
+    pub const TICKS: u64 = 12_000;
 
     /// What a seed means. Every run leaves out some actions and faults, so that others have room (Groce et al., Swarm
     /// Testing, 2012).
@@ -208,7 +208,8 @@ impl Plan {
         for action in [Action::Connect, Action::SendDirect, Action::SendGroup, Action::Create] {
             actions[action as usize] = actions[action as usize].max(Action::LEVELS[action as usize] / 4);
         }
-        let users = [3, 6, 12, 30, 120, 300][rng.below(6) as usize];
+        let users =
+            [3, 6, 12, 30, 120, 300][rng.below(if preset.unwrap_or(drawn) == Preset::Tiny { 4 } else { 6 }) as usize];
         Plan {
             seed,
             ticks,
@@ -296,7 +297,7 @@ impl Plan {
             chats_max: 4,
             mesh_requests_max: 4,
             link_window: 4,
-            lobby_connections_max: 8,
+            lobby_connections_max: 32,
             rate_per_s: 50,
             rate_burst: 8,
             ..options
@@ -324,6 +325,14 @@ impl Plan {
             parked_max: 6,
             ..options
         }
+    }
+
+    /// What was drawn, for a reader.
+    pub fn describe(&self) -> String {
+        let preset = if self.is_tiny() { "tiny" } else { "default" };
+        let faults: Vec<_> = Fault::ALL.iter().filter(|one| self.fault(**one) > 0).map(|one| one.name()).collect();
+        let faults = if faults.is_empty() { "none".to_owned() } else { faults.join(", ") };
+        format!("preset {preset}, {} users, {} shards a gateway, faults: {faults}", self.users, self.shards)
     }
 
     /// The options that make this plan out of its seed.

@@ -3,6 +3,7 @@
 
 use crate::device::{Device, HeldChat};
 use crate::world::{Phase, World, short};
+use parley_protocol::frame::Position;
 use parley_protocol::{ChatId, UserId};
 use storage_core::store::EntryRow;
 
@@ -25,6 +26,7 @@ impl World {
                     // Until it is done, whatever comes between.
                     self.devices[device as usize].refreshing = true;
                     self.devices[device as usize].listing.get_or_insert(None);
+                    self.devices[device as usize].read_again = false;
                     self.fill(device);
                 }
             }
@@ -39,7 +41,8 @@ impl World {
     fn rests(&self, device: &Device) -> bool {
         let user = device.user.unwrap_or(UserId(0));
         let at_head = device.mark == Some(self.truth.inbox_head(user));
-        device.retired || (device.is_idle() && at_head && self.unstored_reads(device).next().is_none())
+        let stored = self.unstored_reads(device).next().is_none() && self.unstored_deliveries(device).is_empty();
+        device.retired || (device.is_idle() && at_head && stored)
     }
 
     /// Chats in which the user has read further than the server shows. What somebody read who was taken out since is not
@@ -48,7 +51,20 @@ impl World {
         let user = device.user.unwrap_or(UserId(0));
         let behind = |chat: &HeldChat| chat.own.map_or(0, |own| own.read_seq) < chat.wants_read;
         let chats = device.chats.iter().filter(move |(_, chat)| behind(chat));
-        chats.filter(move |(chat_id, _)| self.truth.is_member(user, **chat_id)).map(|(chat_id, chat)| (*chat_id, chat))
+        chats
+            .filter(move |(chat_id, chat)| self.truth.keeps_marks(user, **chat_id, chat.wants_read))
+            .map(|(chat_id, chat)| (*chat_id, chat))
+    }
+
+    /// Once everything is whole every device confirms what it holds, and that is stored.
+    pub(crate) fn unstored_deliveries(&self, device: &Device) -> Vec<Position> {
+        let (Some(user), Phase::Refresh) = (device.user, self.phase) else { return Vec::new() };
+        let stored = |chat_id: &ChatId| {
+            let member = self.truth.chats.get(chat_id).and_then(|chat| chat.members.get(&user));
+            member.filter(|member| member.present).map(|member| member.marks.delivered_seq)
+        };
+        let held = device.chats.keys().filter_map(|chat_id| Some((device.confirmable(*chat_id)?, stored(chat_id)?)));
+        held.filter(|(position, stored)| *stored < position.seq).map(|(position, _)| position).collect()
     }
 
     /// For a reader: why it is not at rest.
@@ -61,7 +77,7 @@ impl World {
         let behind: Vec<_> = behind.collect();
         format!(
             "device {at} of u{}: connected {}, welcome {}, mark {:?} of {head:?}, caught up {}, kept {:?}, pages {:?}, \
-             holes {:?}, listing {:?}, refreshing {}, unread marks {behind:?}",
+             holes {:?}, listing {:?}, refreshing {}, unread marks {behind:?}, unconfirmed {:?}",
             device.name,
             device.conn.is_some(),
             device.welcome,
@@ -72,6 +88,7 @@ impl World {
             device.holes,
             device.listing,
             device.refreshing,
+            self.unstored_deliveries(device),
         )
     }
 
@@ -79,6 +96,9 @@ impl World {
     pub(crate) fn look_at_the_whole(&mut self, at_rest: bool) {
         for writer in self.writers.iter().filter(|writer| writer.alive) {
             writer.core.check_invariants();
+        }
+        for gateway in self.gateways.iter().filter(|gateway| gateway.alive) {
+            gateway.shards.iter().for_each(|shard| shard.brain.check_invariants());
         }
         self.look_at_store();
         if at_rest {
@@ -127,7 +147,9 @@ impl World {
                 let missing = (1..=chat.head())
                     .filter(|seq| member.may_read(*seq))
                     .find(|seq| held.is_none_or(|held| !held.events.contains_key(seq)));
-                if let Some(seq) = missing.filter(|_| refreshed) {
+                // The stream alone makes small chats whole.
+                let whole = refreshed || !chat.was_large;
+                if let Some(seq) = missing.filter(|_| whole) {
                     let what = format!("device {at} of {user} has no {} {seq} of {}", short(*chat_id), chat.head());
                     found = found.or(Some(("every chat converges on every device", what)));
                 }
@@ -136,8 +158,8 @@ impl World {
                 let own = held.and_then(|held| held.own);
                 let marks = member.marks;
                 let same = own.is_some_and(|own| {
-                    (own.read_seq, own.read_ordinal, own.read_sent)
-                        == (marks.read_seq, marks.read_ordinal, marks.read_sent)
+                    (own.read_seq, own.read_ordinal, own.read_sent, own.muted_until_ms)
+                        == (marks.read_seq, marks.read_ordinal, marks.read_sent, marks.muted_until_ms)
                 });
                 if (has_own || refreshed) && !same {
                     let what = format!("device {at} of {user} has {own:?} of {}, stored is {marks:?}", short(*chat_id));
@@ -157,7 +179,7 @@ impl World {
                     found = found.or(Some(("unread is right", what)));
                 }
                 let wants = held.map_or(0, |held| held.wants_read);
-                if member.present && marks.read_seq < wants {
+                if self.truth.keeps_marks(user, *chat_id, wants) && marks.read_seq < wants {
                     let what = format!("{user} has read {wants} of {}, stored is {marks:?}", short(*chat_id));
                     found = found.or(Some(("read marks are stored", what)));
                 }

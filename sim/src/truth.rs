@@ -3,7 +3,7 @@
 
 use crate::trace::digest;
 use parley_protocol::body::kind;
-use parley_protocol::{Body, ChatId, ChatKind, ClientMsgId, MemberAction, MessageId, UserId, partition};
+use parley_protocol::{Body, ChatId, ChatKind, ClientMsgId, MemberAction, MessageId, Role, UserId, partition};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use storage_core::store::{Append, EntryRow, Group, MarkRow};
 
@@ -16,6 +16,12 @@ pub(crate) struct Asked {
     pub(crate) digest: Option<u64>,
     /// What was acknowledged.
     pub(crate) sent: Option<(ChatId, MessageId, u64)>,
+    /// It is a message; else it makes or changes a group.
+    pub(crate) says: bool,
+    /// When it was first sent.
+    pub(crate) at: u64,
+    /// The highest epoch under which a gateway asked the writer for it.
+    pub(crate) epoch: u64,
     /// How often it was sent.
     pub(crate) copies: u32,
     /// The sender was told that it was not done, and never will be; and there is no other copy of it on its way.
@@ -42,6 +48,7 @@ pub(crate) struct Logged {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Member {
     pub(crate) present: bool,
+    role: Option<Role>,
     /// First and last `seq` that may be read; nothing for a last one while it is a member.
     pub(crate) spans: Vec<(u64, Option<u64>)>,
     sent: u64,
@@ -60,9 +67,31 @@ pub(crate) struct Chat {
     /// By `seq`, from 1.
     pub(crate) log: Vec<Logged>,
     pub(crate) members: BTreeMap<UserId, Member>,
+    /// It had more members than leave entries, at some time.
+    pub(crate) was_large: bool,
+    titles: Vec<(u64, String)>,
 }
 
 impl Chat {
+    /// The title after an event.
+    pub(crate) fn title_at(&self, seq: u64) -> &str {
+        let title = self.titles.iter().rev().find(|(at, _)| *at <= seq);
+        title.map_or("", |(_, title)| title)
+    }
+
+    /// Whether the user was a member at some time in `from..`; `throughout`: all the time.
+    pub(crate) fn was_member(&self, user: UserId, from: u64, throughout: bool) -> bool {
+        let Some(member) = self.members.get(&user) else { return false };
+        let time = |seq: u64| self.at(seq).map_or(u64::MAX, |logged| logged.at);
+        member.spans.iter().any(|(joined, left)| {
+            if throughout {
+                time(*joined) <= from && left.is_none()
+            } else {
+                left.is_none_or(|left| time(left) >= from)
+            }
+        })
+    }
+
     pub(crate) fn at(&self, seq: u64) -> Option<&Logged> {
         self.log.get(seq.checked_sub(1)? as usize)
     }
@@ -126,6 +155,8 @@ pub(crate) struct Truth {
     created: HashMap<(UserId, ClientMsgId), ChatId>,
     /// By partition: every epoch under which it was opened, with the group of that.
     opened: BTreeMap<u16, Vec<(u64, u64)>>,
+    /// The highest epoch that was granted.
+    granted: u64,
     group: u64,
     fanout_max: usize,
 }
@@ -152,6 +183,12 @@ impl Truth {
         member.is_some_and(|member| member.may_read(seq))
     }
 
+    /// Whether the user is a member, and was one at `seq` in the same time: what it marks there is kept.
+    pub(crate) fn keeps_marks(&self, user: UserId, chat_id: ChatId, seq: u64) -> bool {
+        let member = self.chats.get(&chat_id).and_then(|chat| chat.members.get(&user));
+        member.is_some_and(|member| member.present && member.spans.last().is_some_and(|(from, _)| *from <= seq))
+    }
+
     pub(crate) fn is_member(&self, user: UserId, chat_id: ChatId) -> bool {
         let member = self.chats.get(&chat_id).and_then(|chat| chat.members.get(&user));
         member.is_some_and(|member| member.present)
@@ -160,6 +197,8 @@ impl Truth {
     /// A group reached the disk.
     pub(crate) fn take(&mut self, group: &Group, now: u64) -> Verdict {
         self.group += 1;
+        let granted = self.granted;
+        self.granted = granted.max(group.meta.as_ref().map_or(0, |meta| meta.home_epoch));
         for (partition, epoch) in &group.opened {
             let epochs = self.opened.entry(*partition).or_default();
             let risen = epochs.last().is_none_or(|(last, _)| last <= epoch);
@@ -170,7 +209,7 @@ impl Truth {
         }
         let mut entries: BTreeMap<UserId, Vec<(u64, EntryRow)>> = BTreeMap::new();
         for append in &group.appends {
-            self.take_append(append, now)?;
+            self.take_append(append, now, granted)?;
             for entry in &append.entries {
                 entries.entry(entry.user_id).or_default().push((entry.inbox_seq, entry.row));
             }
@@ -210,7 +249,7 @@ impl Truth {
         ensure(row.delivered_seq <= head, "marks", || format!("{user} in {chat_id}: {row:?} above the head {head}"))
     }
 
-    fn take_append(&mut self, append: &Append, now: u64) -> Verdict {
+    fn take_append(&mut self, append: &Append, now: u64, granted: u64) -> Verdict {
         let chat_id = append.chat_id;
         let (group, fanout_max) = (self.group, self.fanout_max);
         if !self.chats.contains_key(&chat_id) && matches!(chat_id.kind(), Some(ChatKind::Group(_))) {
@@ -241,6 +280,13 @@ impl Truth {
                 format!("{chat_id} {seq}: {} is no member", event.sender)
             })?;
             let mut concerned = BTreeSet::new();
+            let role = chat.members.get(&event.sender).and_then(|member| member.role);
+            if let Ok(Body::Title(body)) = event.envelope.to_body() {
+                ensure(role >= Some(Role::Admin), "the log decides", || {
+                    format!("{chat_id} {seq}: {} renames as {role:?}", event.sender)
+                })?;
+                chat.titles.push((seq, body.title));
+            }
             if let Ok(Body::Membership(body)) = event.envelope.to_body() {
                 for change in body.changes {
                     let member = chat.members.entry(change.user_id).or_default();
@@ -249,6 +295,17 @@ impl Truth {
                     ensure(if joins { !member.present } else { member.present }, "the log decides", || {
                         format!("{chat_id} {seq}: {change:?} does not fit the members")
                     })?;
+                    let own = change.user_id == event.sender;
+                    let may = match change.action {
+                        MemberAction::Added => founds || role >= Some(Role::Admin),
+                        MemberAction::Removed => role >= Some(Role::Admin) && member.role < role && !own,
+                        MemberAction::Left => own && (role < Some(Role::Owner) || before.len() == 1),
+                        MemberAction::RoleChanged => role == Some(Role::Owner),
+                    };
+                    ensure(may, "the log decides", || {
+                        format!("{chat_id} {seq}: {} as {role:?} does {change:?} to {member:?}", event.sender)
+                    })?;
+                    member.role = if parts { None } else { Some(change.role) };
                     if joins {
                         member.present = true;
                         member.spans.push((seq, None));
@@ -263,6 +320,12 @@ impl Truth {
                 }
             }
             let after = chat.present();
+            chat.was_large |= after.len() > fanout_max;
+            let owners = chat.members.values().filter(|member| member.role == Some(Role::Owner)).count();
+            let is_group = matches!(chat_id.kind(), Some(ChatKind::Group(_)));
+            ensure(!is_group || owners == usize::from(!after.is_empty()), "the log decides", || {
+                format!("{chat_id} {seq}: {owners} owners of {} members", after.len())
+            })?;
             // Rule 3: everybody before and after, unless the chat is large before and after.
             let large = before.len() > fanout_max && after.len() > fanout_max;
             let mut expected = if large { BTreeSet::new() } else { after };
@@ -299,6 +362,15 @@ impl Truth {
             let same = asked.digest.is_none_or(|digest| !is_message || digest == logged.digest);
             let there = asked.chat_id.is_none_or(|asked| asked == chat_id);
             ensure(same && there, "nobody asked for it", || format!("{chat_id} {seq} of {}", event.sender))?;
+            let opened = self.opened.get(&partition::of_chat(chat_id));
+            let opened = opened.into_iter().flatten().filter(|(_, at)| *at < group).map(|(epoch, _)| *epoch).max();
+            let barrier = opened.unwrap_or(0).max(granted);
+            ensure(asked.epoch >= barrier, "epochs", || {
+                format!(
+                    "{chat_id} {seq} was asked for under {} and committed after the barrier of {barrier}",
+                    asked.epoch
+                )
+            })?;
             ensure(!asked.refused, "refused is refused", || {
                 format!("{chat_id} {seq} of {}: the sender was told that it never will be", event.sender)
             })?;

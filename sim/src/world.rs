@@ -14,7 +14,7 @@ use gateway_core::output::ConnId;
 use gateway_core::shard::Out;
 use parley_protocol::UserId;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 /// The calendar at the beginning, Unix milliseconds.
 pub(crate) const EPOCH_MS: u64 = 1_800_000_000_000;
@@ -87,6 +87,7 @@ pub(crate) struct Conn {
     /// What the device has not understood yet.
     pub(crate) input: Vec<u8>,
     pub(crate) upgraded: bool,
+    pub(crate) opened_at: u64,
     pub(crate) seen: Seen,
 }
 
@@ -97,6 +98,8 @@ pub(crate) struct Seen {
     pub(crate) position: Option<u64>,
     /// The last mark.
     pub(crate) mark: u64,
+    /// Events that came beside the stream, of large chats.
+    pub(crate) live: BTreeSet<(parley_protocol::ChatId, u64)>,
     /// By chat: the own states that came, as the number of the newest entry that each can stand for.
     pub(crate) owns: BTreeMap<parley_protocol::ChatId, u64>,
 }

@@ -294,6 +294,10 @@ impl World {
         self.links[link as usize].asked.insert(request.no, asked);
         let (open, most) = (self.links[link as usize].asked.len(), self.plan.gateway_options(1, 0).link_window);
         self.ensure(open <= most, "queues are bounded", || format!("{open} requests of link {link} wait"));
+        if let Ask::Command(command) = &request.ask {
+            let asked = self.truth.asked.entry((command.sender, command.client_msg_id));
+            asked.and_modify(|asked| asked.epoch = asked.epoch.max(request.home_epoch));
+        }
         if let Ask::LoadChat { chat_id } = request.ask {
             let stands = self.truth.opened_under(partition::of_chat(chat_id)) >= request.home_epoch;
             self.ensure(stands, "a home loads behind its barrier", || format!("link {link}: {request:?}"));

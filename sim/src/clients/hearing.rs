@@ -3,7 +3,7 @@
 use crate::device::{Held, Kept, Page};
 use crate::world::{World, short};
 use parley_protocol::frame::{self, ServerFrame};
-use parley_protocol::{ErrorCode, OwnState, UserId};
+use parley_protocol::{ChatId, ErrorCode, OwnState, UserId};
 use storage_core::store::EntryRow;
 
 impl World {
@@ -45,10 +45,13 @@ impl World {
             ServerFrame::HistoryPage(page) => self.hear_history(device, &page),
             ServerFrame::MemberPage(page) => {
                 self.devices[device as usize].pages.remove(&page.request_id);
-                let user = self.user_of(device);
-                let knows = self.truth.chats.get(&page.chat_id).is_none_or(|chat| chat.members.contains_key(&user));
-                let own = page.chat_id.peer_of(user).is_some();
-                self.ensure(knows || own, "nobody receives what they may not", || format!("{user} gets {page:?}"));
+                let since = self.conns[conn as usize].opened_at;
+                let chat = self.truth.chats.get(&page.chat_id);
+                let member = |user: UserId| chat.is_none_or(|chat| chat.was_member(user, since, false));
+                let listed = page.members.iter().all(|listed| member(listed.user_id));
+                self.ensure(listed, "what is received is what is stored", || format!("{page:?} lists former members"));
+                let may = self.was_member(conn, page.chat_id);
+                self.ensure(may, "nobody receives what they may not", || format!("connection {conn} gets {page:?}"));
             }
             ServerFrame::Reconnect(reconnect) => {
                 self.devices[device as usize].ticket = Some(reconnect.resume);
@@ -128,6 +131,13 @@ impl World {
         let Some(asked) = self.truth.asked.get_mut(&(user, id)) else { return };
         asked.refused = asked.copies == 1;
         let asked = asked.clone();
+        // What may be said in a chat, by whoever is in it all the time, is not refused for good.
+        let chat = asked.chat_id.and_then(|chat_id| self.truth.chats.get(&chat_id));
+        let direct = asked.chat_id.is_some_and(|chat_id| chat_id.peer_of(user).is_some());
+        let may = asked.says && (direct || chat.is_some_and(|chat| chat.was_member(user, asked.at, true)));
+        self.ensure(!may, "clients are served", || {
+            format!("{user} is told {code:?} of {id}, a message to {:?}", asked.chat_id)
+        });
         let place = self.truth.place(user, id, asked.chat_id);
         let logged = place.and_then(|(chat_id, seq)| self.truth.chats.get(&chat_id)?.at(seq));
         let before = logged.is_some_and(|logged| kept.said_at.is_some_and(|said| logged.at < said));
@@ -145,8 +155,11 @@ impl World {
         let user = self.user_of(device);
         let (chat_id, seq) = (event.chat_id, event.seq);
         self.look_at_content(user, event);
-        let Some(inbox) = self.truth.inboxes.get(&user) else { return };
-        let Some(number) = inbox.number(chat_id, seq) else { return };
+        let inbox = self.truth.inboxes.get(&user);
+        let Some((inbox, number)) = inbox.and_then(|inbox| Some((inbox, inbox.number(chat_id, seq)?))) else {
+            let first = self.conns[conn as usize].seen.live.insert((chat_id, seq));
+            return self.ensure(first, "a stream has no doubles", || format!("{user}: {} {seq}, live", short(chat_id)));
+        };
         let position = self.conns[conn as usize].seen.position;
         let Some(position) = position else {
             return self.fail("a stream begins with its mark", format!("{user}: {} {seq} comes first", short(chat_id)));
@@ -198,12 +211,20 @@ impl World {
         self.devices[device as usize].take_own(own);
     }
 
+    /// Whether the user of a connection was a member of a chat at some time since it connected.
+    fn was_member(&self, conn: u32, chat_id: ChatId) -> bool {
+        let user = self.user_of(self.conns[conn as usize].device);
+        let chat = self.truth.chats.get(&chat_id);
+        let since = self.conns[conn as usize].opened_at;
+        chat_id.peer_of(user).is_some() || chat.is_some_and(|chat| chat.was_member(user, since, false))
+    }
+
     /// Oracle: marks never fall.
     fn hear_receipt(&mut self, conn: u32, receipt: frame::Receipt) {
         let device = self.conns[conn as usize].device;
         let user = self.user_of(device);
-        let is_or_was = self.truth.chats.get(&receipt.chat_id).is_some_and(|chat| chat.members.contains_key(&user));
-        self.ensure(is_or_was, "nobody receives what they may not", || format!("{user} gets {receipt:?}"));
+        let may = self.was_member(conn, receipt.chat_id);
+        self.ensure(may, "nobody receives what they may not", || format!("{user} gets {receipt:?}"));
         let now = (receipt.delivered_seq, receipt.read_seq);
         let key = (receipt.chat_id, receipt.user_id);
         let before = self.devices[device as usize].receipts.insert(key, now);
@@ -262,6 +283,10 @@ impl World {
         let user = self.user_of(device);
         let head = self.truth.inbox_head(user);
         self.ensure(mark <= head, "marks are below the head", || format!("{user} is truncated to {mark} of {head}"));
+        let backlog_max = self.plan.gateway_options(1, 0).sync_backlog_max;
+        let position = self.conns[conn as usize].seen.position;
+        let must = position.is_none_or(|position| position > mark || mark - position > backlog_max);
+        self.ensure(must, "a backlog is sent", || format!("{user} is truncated from {position:?} to {mark}"));
         let seen = &mut self.conns[conn as usize].seen;
         seen.position = Some(mark);
         seen.mark = mark;
@@ -278,6 +303,9 @@ impl World {
                 return self.fail("what is received is what is stored", format!("{user} gets {summary:?}"));
             };
             let unread = chat.unread(user, summary.own.read_seq, summary.head_seq);
+            // The title is the one of what may be seen; who left may get none.
+            let title = chat.title_at(summary.head_seq);
+            let titled = summary.title == title || (summary.role.is_none() && summary.title.is_empty());
             let ordinal = chat.at(summary.head_seq).map(|logged| logged.ordinal);
             let may = chat.members.get(&user).is_some_and(|member| member.may_read(summary.head_seq));
             self.ensure(may, "nobody receives what they may not", || format!("{user} gets {summary:?}"));
@@ -291,6 +319,7 @@ impl World {
                     short(summary.chat_id)
                 )
             });
+            self.ensure(titled, "what is received is what is stored", || format!("{user} gets {summary:?}"));
             if let Some(event) = &summary.last {
                 self.look_at_content(user, event);
             }

@@ -6,6 +6,7 @@ mod chats;
 mod frames;
 mod home;
 mod inbound;
+mod invariants;
 mod lobby;
 mod requests;
 mod session;

@@ -133,6 +133,11 @@ impl Stream {
         }
     }
 
+    /// Items behind a hole.
+    pub(crate) fn held(&self) -> usize {
+        self.held.as_ref().map_or(0, |held| held.len())
+    }
+
     /// Takes the next held item, if the position has come up to it.
     pub(crate) fn next_held(&mut self, has_room: bool) -> Option<Arc<Fan>> {
         if self.fresh {
