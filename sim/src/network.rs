@@ -14,7 +14,10 @@ impl Pipe {
     /// Puts bytes in; they arrive at the returned time at the earliest `at`, after everything before them.
     pub(crate) fn push(&mut self, at: u64, bytes: Vec<u8>) -> u64 {
         self.last_at = self.last_at.max(at);
-        self.chunks.push_back((self.last_at, bytes));
+        // Nothing comes out of a broken connection behind what was lost.
+        if self.end_at.is_none() {
+            self.chunks.push_back((self.last_at, bytes));
+        }
         self.last_at
     }
 

@@ -157,9 +157,11 @@ impl World {
                 let has_own = self.truth.inboxes.get(&user).is_some_and(|inbox| inbox.rows.contains(&own_row));
                 let own = held.and_then(|held| held.own);
                 let marks = member.marks;
+                // A chat list may be older than an own state that came before it: mutes are right after the last list.
                 let same = own.is_some_and(|own| {
-                    (own.read_seq, own.read_ordinal, own.read_sent, own.muted_until_ms)
-                        == (marks.read_seq, marks.read_ordinal, marks.read_sent, marks.muted_until_ms)
+                    let muted = own.muted_until_ms == marks.muted_until_ms || !refreshed;
+                    let read = (own.read_seq, own.read_ordinal, own.read_sent);
+                    muted && read == (marks.read_seq, marks.read_ordinal, marks.read_sent)
                 });
                 if (has_own || refreshed) && !same {
                     let what = format!("device {at} of {user} has {own:?} of {}, stored is {marks:?}", short(*chat_id));

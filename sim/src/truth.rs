@@ -79,6 +79,13 @@ impl Chat {
         title.map_or("", |(_, title)| title)
     }
 
+    /// Whether the user may have seen a title; no title is always one.
+    pub(crate) fn may_know_title(&self, user: UserId, title: &str) -> bool {
+        let member = self.members.get(&user);
+        let mut seen = self.titles.iter().filter(|(seq, _)| member.is_some_and(|member| member.may_read(*seq)));
+        title.is_empty() || seen.any(|(_, known)| known == title)
+    }
+
     /// Whether the user was a member at some time in `from..`; `throughout`: all the time.
     pub(crate) fn was_member(&self, user: UserId, from: u64, throughout: bool) -> bool {
         let Some(member) = self.members.get(&user) else { return false };

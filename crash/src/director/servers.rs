@@ -85,6 +85,9 @@ fn settings() -> Vec<(String, String)> {
         // Pinned threads would share cores with the clients'.
         ("PARLEY_GATEWAY__PIN".to_owned(), "false".to_owned()),
         ("PARLEY_STORAGE_WRITER__LIMITS__INBOX_FANOUT_MEMBERS_MAX".to_owned(), INBOX_LIMIT.to_string()),
+        // As small as they may be: kills meet memtables being written out, tables being merged, journals that are dropped.
+        ("PARLEY_STORAGE_WRITER__EMBEDDED__MEMTABLE_BYTES".to_owned(), (1 << 20).to_string()),
+        ("PARLEY_STORAGE_WRITER__EMBEDDED__JOURNAL_BYTES_MAX".to_owned(), (64 << 20).to_string()),
     ];
     named.chain(others).collect()
 }

@@ -6,6 +6,9 @@ use parley_protocol::frame::{self, ServerFrame};
 use parley_protocol::{ChatId, ErrorCode, OwnState, UserId};
 use storage_core::store::EntryRow;
 
+/// So much later than the log a chat's home may know who is a member, microseconds.
+const LATE_US: u64 = 5_000_000;
+
 impl World {
     /// A frame arrives.
     pub(super) fn hear(&mut self, conn: u32, frame: ServerFrame) {
@@ -45,7 +48,7 @@ impl World {
             ServerFrame::HistoryPage(page) => self.hear_history(device, &page),
             ServerFrame::MemberPage(page) => {
                 self.devices[device as usize].pages.remove(&page.request_id);
-                let since = self.conns[conn as usize].opened_at;
+                let since = self.conns[conn as usize].opened_at.saturating_sub(LATE_US);
                 let chat = self.truth.chats.get(&page.chat_id);
                 let member = |user: UserId| chat.is_none_or(|chat| chat.was_member(user, since, false));
                 let listed = page.members.iter().all(|listed| member(listed.user_id));
@@ -215,7 +218,8 @@ impl World {
     fn was_member(&self, conn: u32, chat_id: ChatId) -> bool {
         let user = self.user_of(self.conns[conn as usize].device);
         let chat = self.truth.chats.get(&chat_id);
-        let since = self.conns[conn as usize].opened_at;
+        // What is on its way to a chat's home tells it late who has left.
+        let since = self.conns[conn as usize].opened_at.saturating_sub(LATE_US);
         chat_id.peer_of(user).is_some() || chat.is_some_and(|chat| chat.was_member(user, since, false))
     }
 
@@ -303,9 +307,10 @@ impl World {
                 return self.fail("what is received is what is stored", format!("{user} gets {summary:?}"));
             };
             let unread = chat.unread(user, summary.own.read_seq, summary.head_seq);
-            // The title is the one of what may be seen; who left may get none.
+            // A member sees the newest title; who left one that it may have seen, or none.
             let title = chat.title_at(summary.head_seq);
-            let titled = summary.title == title || (summary.role.is_none() && summary.title.is_empty());
+            let titled =
+                summary.title == title || (summary.role.is_none() && chat.may_know_title(user, &summary.title));
             let ordinal = chat.at(summary.head_seq).map(|logged| logged.ordinal);
             let may = chat.members.get(&user).is_some_and(|member| member.may_read(summary.head_seq));
             self.ensure(may, "nobody receives what they may not", || format!("{user} gets {summary:?}"));
