@@ -41,6 +41,8 @@ pub struct Report {
     pub problems: Vec<String>,
     /// How much is wrong.
     pub problems_total: u64,
+    /// What does not fit, in a store with damaged tables: rows behind the damage look as if they were missing.
+    pub doubtful: u64,
 }
 
 impl Report {
@@ -58,6 +60,14 @@ impl std::fmt::Display for Report {
         let named = self.problems.len() as u64;
         if self.problems_total > named {
             writeln!(f, "and {} more", self.problems_total - named)?;
+        }
+        if self.doubtful > 0 {
+            writeln!(
+                f,
+                "{} rows that others name were not found; they may lie behind the damage and be readable: restore the \
+                 damaged files and check again",
+                self.doubtful
+            )?;
         }
         write!(
             f,
@@ -83,9 +93,17 @@ impl std::fmt::Display for Report {
 pub fn check_store(data_dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<Report, OpenError> {
     progress(&format!("opening {}", data_dir.display()));
     let held = hold(data_dir, &EmbeddedOptions::default())?;
-    let mut check =
-        Check { view: &held.view, heads: HashMap::new(), report: Report::default(), rows: 0, table: "", progress };
+    let mut check = Check {
+        view: &held.view,
+        heads: HashMap::new(),
+        report: Report::default(),
+        rows: 0,
+        table: "",
+        damage: false,
+        progress,
+    };
     held.damaged_tables.iter().for_each(|text| check.problem(text.clone()));
+    check.damage = !held.damaged_tables.is_empty();
     match check.view.groups() {
         Ok(groups) => check.report.groups = groups.unwrap_or(0),
         Err(error) => check.problem(error.0),
@@ -105,6 +123,8 @@ struct Check<'a> {
     report: Report,
     rows: u64,
     table: &'static str,
+    /// Tables are damaged: what does not fit may follow from that.
+    damage: bool,
     progress: &'a mut dyn FnMut(&str),
 }
 
@@ -120,6 +140,10 @@ struct ChatWalk {
 
 impl Check<'_> {
     fn problem(&mut self, text: String) {
+        if self.damage {
+            self.report.doubtful += 1;
+            return;
+        }
         self.report.problems_total += 1;
         if self.report.problems.len() < PROBLEMS_NAMED_MAX {
             self.report.problems.push(text);
