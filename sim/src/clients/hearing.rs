@@ -48,7 +48,7 @@ impl World {
             ServerFrame::HistoryPage(page) => self.hear_history(device, &page),
             ServerFrame::MemberPage(page) => {
                 self.devices[device as usize].pages.remove(&page.request_id);
-                let since = self.conns[conn as usize].opened_at.saturating_sub(LATE_US);
+                let since = self.conns[conn as usize].opened_at;
                 let chat = self.truth.chats.get(&page.chat_id);
                 let member = |user: UserId| chat.is_none_or(|chat| chat.was_member(user, since, false));
                 let listed = page.members.iter().all(|listed| member(listed.user_id));
