@@ -17,6 +17,8 @@ const DEAF_US: u64 = 3_500_000;
 const PING_US: u64 = 1_300_000;
 /// A device looks at its clock about twice in this time.
 const LOOK_US: u64 = 1_000_000;
+/// Marks that a device says by itself at a time: with its pages and a sign of life, what the narrowest rate limit allows.
+const MARKS_MAX: usize = 4;
 
 impl World {
     pub(crate) fn wake_device(&mut self, device: u32, at: u64) {
@@ -78,32 +80,50 @@ impl World {
             self.say(device, ClientFrame::Ping(frame::Ping { nonce: 0 }));
         }
         self.read_again(device);
-        for position in self.unstored_deliveries(&self.devices[device as usize]) {
-            self.say(device, ClientFrame::Delivered(position));
-        }
+        self.say_marks(device);
         self.fill(device);
     }
 
-    /// A device that has caught up knows which of its read marks never arrived: it says them again.
+    /// A device that has caught up knows which of its read marks never arrived: it will say them again.
     fn read_again(&mut self, device: u32) {
-        if !self.devices[device as usize].caught_up
-            || std::mem::replace(&mut self.devices[device as usize].read_again, true)
-        {
+        let state = &mut self.devices[device as usize];
+        if !state.caught_up || std::mem::replace(&mut state.read_again, true) {
             return;
         }
-        let state = &self.devices[device as usize];
         let behind = state.chats.iter().filter(|(_, chat)| chat.own.map_or(0, |own| own.read_seq) < chat.wants_read);
-        let behind: Vec<_> = behind.map(|(chat_id, chat)| (*chat_id, chat.wants_read)).collect();
-        for (chat_id, seq) in behind {
-            self.say(device, ClientFrame::Read(frame::Position { chat_id, seq }));
+        state.unsaid_reads = behind.map(|(chat_id, _)| *chat_id).collect();
+    }
+
+    /// Says a few of the marks that never arrived; the rest with the next look at the clock.
+    fn say_marks(&mut self, device: u32) {
+        if self.is_quiet(device) {
+            return;
         }
+        let mut left = MARKS_MAX;
+        while left > 0
+            && let Some(chat_id) = self.devices[device as usize].unsaid_reads.pop_first()
+        {
+            let seq = self.devices[device as usize].chats.get(&chat_id).map_or(0, |chat| chat.wants_read);
+            if seq > 0 {
+                self.say(device, ClientFrame::Read(frame::Position { chat_id, seq }));
+                left -= 1;
+            }
+        }
+        for position in self.unstored_deliveries(&self.devices[device as usize]).into_iter().take(left) {
+            self.say(device, ClientFrame::Delivered(position));
+        }
+    }
+
+    /// Whether a device waits, as the server asked of it.
+    fn is_quiet(&self, device: u32) -> bool {
+        self.now < self.devices[device as usize].quiet_until
     }
 
     /// Asks for what is missing.
     pub(crate) fn fill(&mut self, device: u32) {
         let limit = self.plan.page();
         let state = &mut self.devices[device as usize];
-        if !state.welcome || state.pages.len() >= 3 {
+        if !state.welcome || state.pages.len() >= 3 || self.now < state.quiet_until {
             return;
         }
         if let Some(after) = state.listing

@@ -124,6 +124,10 @@ pub(crate) struct Device {
     pub(crate) caught_up: bool,
     /// It has said again, on this connection, what it has read.
     pub(crate) read_again: bool,
+    /// Chats whose read mark it has yet to say again.
+    pub(crate) unsaid_reads: BTreeSet<ChatId>,
+    /// It was told that it is too fast: until then it asks for nothing by itself.
+    pub(crate) quiet_until: u64,
     pub(crate) heard_at: u64,
     pub(crate) said_at: u64,
     pub(crate) stopped_reading_until: u64,
@@ -160,6 +164,8 @@ impl Device {
             subscribed: BTreeSet::new(),
             caught_up: false,
             read_again: false,
+            unsaid_reads: BTreeSet::new(),
+            quiet_until: 0,
             heard_at: 0,
             said_at: 0,
             stopped_reading_until: 0,
@@ -181,6 +187,8 @@ impl Device {
         self.subscribed.clear();
         self.caught_up = false;
         self.read_again = false;
+        self.unsaid_reads.clear();
+        self.quiet_until = 0;
         self.receipts.clear();
         self.stopped_reading_until = 0;
     }

@@ -88,10 +88,19 @@ impl World {
 
     fn hear_error(&mut self, device: u32, error: &frame::Error) {
         let passing = matches!(error.code, ErrorCode::RateLimited | ErrorCode::Unavailable | ErrorCode::TooMany);
-        let later = self.now + 1_000 * u64::from(error.retry_after_ms.unwrap_or(50).min(200)) + self.net.around(20_000);
+        let too_fast = error.code == ErrorCode::RateLimited;
+        // Seconds of a deployment are tenths here, but for the pace that the plan sets itself.
+        let most_ms = if too_fast { u32::MAX } else { 200 };
+        let wait_us = 1_000 * u64::from(error.retry_after_ms.unwrap_or(50).min(most_ms));
+        let later = self.now + wait_us + self.net.around(20_000);
         let user = self.user_of(device);
         let bad = matches!(error.code, ErrorCode::BadFrame | ErrorCode::Damaged | ErrorCode::TooLarge);
         self.ensure(!bad, "clients are served", || format!("{error:?}"));
+        let state = &mut self.devices[device as usize];
+        if too_fast {
+            state.quiet_until = later;
+            self.wake_device(device, later);
+        }
         let state = &mut self.devices[device as usize];
         if let Some(id) = error.client_msg_id {
             if passing {
@@ -119,8 +128,11 @@ impl World {
             }
         } else if let Some(chat_id) = error.chat_id {
             state.subscribed.remove(&chat_id);
-            if passing {
-                state.read_again = false;
+            let behind = state.chats.get(&chat_id).is_some_and(|chat| chat.wants_read > 0);
+            if passing && behind {
+                state.unsaid_reads.insert(chat_id);
+            } else if passing {
+                // It was no read mark.
             } else if let Some(chat) = state.chats.get_mut(&chat_id) {
                 chat.wants_read = 0;
             }
@@ -267,7 +279,11 @@ impl World {
         let state = &mut self.devices[device as usize];
         state.take_mark(mark.inbox_seq);
         state.caught_up = mark.inbox_seq == mark.head;
+        let said = state.read_again;
         self.read_again(device);
+        if !said {
+            self.say_marks(device);
+        }
     }
 
     /// An own state that should have come by `mark`, and is not superseded by a later entry.
