@@ -22,7 +22,7 @@ use parley_protocol::{Body, ChatId, ClientFrame, ClientMsgId, DeviceId, MessageB
 use std::collections::{BTreeMap, VecDeque};
 use storage_core::model::Model;
 use storage_core::reads::{self, ReadOptions};
-use storage_core::store::Store;
+use storage_core::store::{OpId, Store, StoreRequest};
 use storage_core::{Action, Writer};
 
 /// Tokens are `NAME`, or `service:NAME`; tickets are their own text.
@@ -87,6 +87,9 @@ pub struct World {
     writer_options: storage_core::Options,
     link_inputs: BTreeMap<u64, (usize, u16, Vec<u8>)>,
     pub writer_stopped: bool,
+    /// Commits wait for the store, in order; the writer goes on and reads are answered without them.
+    pub store_stopped: bool,
+    commits_waiting: VecDeque<(OpId, StoreRequest)>,
     /// Sees every request that reaches the writer, and may answer in its place.
     pub answers_for_the_writer: Option<AnswersForTheWriter>,
     next_msg: u128,
@@ -112,6 +115,8 @@ impl World {
             writer_options,
             link_inputs: BTreeMap::new(),
             writer_stopped: false,
+            store_stopped: false,
+            commits_waiting: VecDeque::new(),
             answers_for_the_writer: None,
             next_msg: 1,
         };
@@ -144,6 +149,7 @@ impl World {
     pub fn restart_writer(&mut self) {
         self.writer = Writer::new(self.writer_options.clone());
         self.model = Model::open(std::mem::take(&mut self.model.state));
+        self.commits_waiting.clear();
         for (_, (gateway, shard, _)) in std::mem::take(&mut self.link_inputs) {
             self.gateways[gateway].links[shard as usize] = None;
             self.brain(gateway, shard, |shard, now, out| shard.handle_link_down(now, out));
@@ -369,6 +375,9 @@ impl World {
             self.writer.handle_timer(now);
             moved = true;
         }
+        while let Some((op, request)) = self.commits_waiting.pop_front_if(|_| !self.store_stopped) {
+            self.model.submit(op, request);
+        }
         let mut done = Vec::new();
         self.model.completions(&mut done);
         for (op, result) in done {
@@ -392,6 +401,9 @@ impl World {
 
     fn writer_action(&mut self, action: Action) {
         match action {
+            Action::Store(op, request @ StoreRequest::Commit(_)) if self.store_stopped => {
+                self.commits_waiting.push_back((op, request));
+            }
             Action::Store(op, request) => self.model.submit(op, request),
             Action::Send { link, record } => self.answer_gateway(link, &record),
             Action::Read { link, no, ask } => {
@@ -487,6 +499,35 @@ impl World {
         self.step_gateway(0);
         while self.step_writer() {}
         (0..self.gateways[0].shards.len() as u16).for_each(|shard| self.cut_link(0, shard));
+    }
+
+    /// Sends a frame over links that break before the writer, which stands still, reads them. It reads the new ones
+    /// first: the frame becomes durable when everybody has looked since, and the answer to the second sending names no
+    /// entries, because the one to the first, which nobody gets, did.
+    pub fn say_and_make_durable_late(&mut self, client: u64, frame: ClientFrame) {
+        self.writer_stopped = true;
+        self.say(client, frame);
+        // Marks leave with a timer.
+        self.sleep(50);
+        let unread = std::mem::take(&mut self.link_inputs);
+        let old: Vec<u64> = unread.keys().copied().collect();
+        for &(gateway, shard, _) in unread.values() {
+            self.gateways[gateway].links[shard as usize] = None;
+            self.brain(gateway, shard, |shard, now, out| shard.handle_link_down(now, out));
+        }
+        self.sleep(1_000);
+        while self.step_writer() {}
+        self.store_stopped = true;
+        self.link_inputs.extend(unread);
+        while self.step_writer() {}
+        for link in old {
+            self.link_inputs.remove(&link);
+            self.writer.handle_link_down(link);
+        }
+        self.writer_stopped = false;
+        self.sleep(1_000);
+        self.store_stopped = false;
+        self.settle();
     }
 
     /// Raw bytes from a client.
