@@ -9,6 +9,8 @@ use toml::Value;
 pub(crate) enum Rule {
     /// An integer in this range, bounds included.
     Range(i64, i64),
+    /// An integer in this range, which ends where it does for this reason.
+    Bounded(i64, i64, &'static str),
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// An IP address and a port.
@@ -36,7 +38,11 @@ const GIB: i64 = 1 << 30;
 const MEMBERS: Rule = Rule::Range(2, 1_000);
 const LEVELS: Rule = Rule::OneOf(&["error", "warn", "info", "debug", "trace"]);
 const FORMATS: Rule = Rule::OneOf(&["text", "json"]);
-const PAYLOAD: Rule = Rule::Range(1, 1 << 20);
+/// Limits of the protocol, which no configuration raises; a test holds them against `parley-protocol`.
+const PAYLOAD_BYTES_MAX: i64 = 256 << 10;
+const FRAME_BYTES_MAX: i64 = 1 << 20;
+const PAYLOAD: Rule = Rule::Bounded(1, PAYLOAD_BYTES_MAX, "the protocol knows no larger payload");
+const FRAME: Rule = Rule::Bounded(1_024, FRAME_BYTES_MAX, "the protocol decodes no larger frame");
 
 pub(crate) const GATEWAY: &[(&str, Rule)] = &[
     ("listen", Rule::Address),
@@ -82,7 +88,7 @@ pub(crate) const GATEWAY: &[(&str, Rule)] = &[
     ("chat.rate_per_s", Rule::Range(1, 10_000_000)),
     ("chat.rate_burst", Rule::Range(1, 10_000_000)),
     ("message.payload_bytes_max", PAYLOAD),
-    ("message.frame_bytes_max", Rule::Range(1_024, 16 << 20)),
+    ("message.frame_bytes_max", FRAME),
     ("mesh.requests_max", Rule::Range(1, 1 << 20)),
     ("mesh.fanout_max", Rule::Range(1, 1 << 20)),
     ("identity.issuer", Rule::Text),
@@ -125,6 +131,7 @@ impl Rule {
     fn allowed(self) -> String {
         match self {
             Rule::Range(low, high) => format!("{low} to {high}"),
+            Rule::Bounded(low, high, why) => format!("{low} to {high}: {why}"),
             Rule::OneOf(words) => words.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", "),
             Rule::Address => "an IP address and a port, such as \"127.0.0.1:7400\"".to_owned(),
             Rule::HttpPath => "a path such as \"/ws\", without `?`, `#` and blanks".to_owned(),
@@ -138,7 +145,9 @@ impl Rule {
 
     fn admits(self, value: &Value) -> bool {
         match (self, value) {
-            (Rule::Range(low, high), Value::Integer(number)) => (low..=high).contains(number),
+            (Rule::Range(low, high) | Rule::Bounded(low, high, _), Value::Integer(number)) => {
+                (low..=high).contains(number)
+            }
             (Rule::OneOf(words), Value::String(text)) => words.contains(&text.as_str()),
             (Rule::Address, Value::String(text)) => text.parse::<std::net::SocketAddr>().is_ok(),
             (Rule::HttpPath, Value::String(text)) => {
@@ -174,6 +183,13 @@ fn is_origin(value: &Value) -> bool {
 mod tests {
     use super::*;
     use crate::layers::shipped_entries;
+    use parley_protocol::limits;
+
+    #[test]
+    fn ranges_end_at_the_limits_of_the_protocol() {
+        assert_eq!(PAYLOAD_BYTES_MAX, limits::PAYLOAD_BYTES_MAX as i64);
+        assert_eq!(FRAME_BYTES_MAX, limits::FRAME_BYTES_MAX as i64);
+    }
 
     #[test]
     fn every_shipped_key_has_one_rule_and_keeps_to_it() {

@@ -199,9 +199,10 @@ pub struct Chat {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Message {
-    /// Bytes of a message's payload. The same in storage-writer.toml.
+    /// Bytes of a message's payload, at most 262144. The same in storage-writer.toml.
     pub payload_bytes_max: usize,
-    /// Bytes of a frame from a client. At least 4/3 of payload_bytes_max (base64 in JSON) and 8192 more.
+    /// Bytes of a frame from a client. At least 4/3 of payload_bytes_max (base64 in JSON) and 8192 more; at most
+    /// 1048576, because the protocol decodes no larger frame.
     pub frame_bytes_max: usize,
 }
 
@@ -313,7 +314,7 @@ pub struct Limits {
     pub group_members_max: u32,
     /// Members up to which every event goes to every member's inbox. The same in gateway.toml.
     pub inbox_fanout_members_max: u32,
-    /// Bytes of a message's payload. The same in gateway.toml.
+    /// Bytes of a message's payload, at most 262144. The same in gateway.toml.
     pub payload_bytes_max: usize,
     /// Chats kept in memory.
     pub chats_cached_max: u32,

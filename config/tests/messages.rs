@@ -106,6 +106,37 @@ fn values_that_are_not_allowed() {
     ));
 }
 
+/// What no configuration raises: the last value that is taken, and what is said of the next one.
+#[test]
+fn ranges_end_where_the_protocol_does() {
+    let gateway = |payload: u64, frame: u64| {
+        format!(
+            "[message]\npayload_bytes_max = {payload}\nframe_bytes_max = {frame}\n\
+             [session]\noutbox_bytes_max = 4194304\n"
+        )
+    };
+    let writer = |payload: u64| format!("[limits]\npayload_bytes_max = {payload}\n");
+    let fits = dir(&gateway(262_144, 1_048_576), &writer(262_144));
+    let sources = Sources { dir: Some(fits.path()), env: &[], flags: &[] };
+    let message = load_gateway(sources).unwrap().config.message;
+    assert_eq!((message.payload_bytes_max, message.frame_bytes_max), (262_144, 1_048_576));
+    assert_eq!(load_storage_writer(sources).unwrap().config.limits.payload_bytes_max, 262_144);
+    assert_eq!(
+        gateway_error(&gateway(262_145, 1_048_577), &[], &[]),
+        "DIR/gateway.toml:2: `message.payload_bytes_max` is 262145; allowed: 1 to 262144: the protocol knows no \
+         larger payload\n\
+         DIR/gateway.toml:3: `message.frame_bytes_max` is 1048577; allowed: 1024 to 1048576: the protocol decodes no \
+         larger frame"
+    );
+    let above = dir("", &writer(262_145));
+    let error = load_storage_writer(Sources { dir: Some(above.path()), env: &[], flags: &[] }).unwrap_err();
+    assert_eq!(
+        masked(&error.to_string(), above.path()),
+        "DIR/storage-writer.toml:2: `limits.payload_bytes_max` is 262145; allowed: 1 to 262144: the protocol knows no \
+         larger payload"
+    );
+}
+
 #[test]
 fn keys_that_contradict_each_other() {
     insta::assert_snapshot!(gateway_error(
