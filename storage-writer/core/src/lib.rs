@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod conformance;
+pub mod cql;
 pub mod model;
 pub mod planted;
 pub mod reads;

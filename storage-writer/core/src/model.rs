@@ -3,8 +3,9 @@
 
 use crate::planted::{self, Bug};
 use crate::store::{
-    Append, Checkpoint, CommandName, CommandRow, EntryRow, Group, MarkRow, MemberRow, Meta, OpId, Outcome, ReadError,
-    Store, StoreRequest, StoreResult, StoredChat, StoredMember, StoredUser, UserRow, View,
+    APPEND_EVENTS_MAX, Append, Checkpoint, CommandName, CommandRow, EntryRow, Group, MarkRow, MemberRow, Meta, OpId,
+    Outcome, ReadError, SEQ_BUCKET, Store, StoreRequest, StoreResult, StoredChat, StoredMember, StoredUser, UserRow,
+    View,
 };
 use parley_protocol::body::kind;
 use parley_protocol::{ChatId, Event, UserId};
@@ -154,6 +155,9 @@ impl State {
         let (mut seq, mut ordinal) = head.map_or((0, 0), |head| (head.seq, head.ordinal));
         let mut message_id = head.map_or(0, |head| head.message_id.0);
         assert!(!append.events.is_empty(), "an append has events");
+        assert!(append.events.len() <= APPEND_EVENTS_MAX, "an append is bounded");
+        let border = (seq + 1).next_multiple_of(SEQ_BUCKET);
+        assert!(seq + append.events.len() as u64 <= border, "an append lies within one bucket");
         for event in &append.events {
             ordinal += u64::from(event.envelope.kind == kind::MESSAGE);
             assert_eq!(

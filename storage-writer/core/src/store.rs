@@ -10,6 +10,11 @@ use rkyv::{Archive, Deserialize, Serialize};
 /// Names an operation between its submission and its completion.
 pub type OpId = u64;
 
+/// Events of one chat that an engine may keep in one partition: an append does not cross such a border. Frozen.
+pub const SEQ_BUCKET: u64 = 2_048;
+/// Events in one append.
+pub const APPEND_EVENTS_MAX: usize = 64;
+
 /// An engine, as the one writer thread uses it.
 pub trait Store {
     /// Takes an operation. Loads see every group that was submitted before them and did not fail.
@@ -144,7 +149,7 @@ pub struct Meta {
 pub struct Append {
     /// The chat.
     pub chat_id: ChatId,
-    /// Rising by one from the stored head; never empty.
+    /// Rising by one from the stored head; never empty, at most [`APPEND_EVENTS_MAX`], all within one [`SEQ_BUCKET`].
     pub events: Vec<Event>,
     /// Inbox entries, each the next of its inbox.
     pub entries: Vec<Entry>,
@@ -152,8 +157,10 @@ pub struct Append {
     pub commands: Vec<CommandRow>,
     /// Members whose role or intervals changed, with their new rows.
     pub members: Vec<(UserId, MemberRow)>,
-    /// A checkpoint, now and then: loading replays the events above it.
+    /// A checkpoint, now and then: loading replays the events above it. There is one whenever the members change.
     pub checkpoint: Option<Checkpoint>,
+    /// Members after it.
+    pub present: u32,
 }
 
 /// An inbox entry.

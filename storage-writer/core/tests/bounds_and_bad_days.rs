@@ -6,7 +6,7 @@ use common::{Scripted, World, defaults, one};
 use parley_protocol::link::{Action as Act, Ask, Reply, ToGateway};
 use parley_protocol::{ChatId, ErrorCode, UserId};
 use storage_core::model::Model;
-use storage_core::store::Outcome;
+use storage_core::store::{APPEND_EVENTS_MAX, Outcome, SEQ_BUCKET};
 use storage_core::{HaltReason, Options};
 
 fn pairs(world: &mut World<Scripted>, count: usize) -> (Vec<UserId>, Vec<ChatId>) {
@@ -31,6 +31,41 @@ fn too_many_that_wait_are_answered_failed_at_once() {
     world.store.release_loads();
     world.run();
     assert_eq!(world.store.model.state.chats[&chats[0]].events.len(), 3);
+}
+
+/// A chat that is said more in than an append takes goes on in the next group; no append crosses a bucket's border.
+#[test]
+fn an_append_ends_where_it_is_full_and_at_the_border_of_a_bucket() {
+    let mut world = common::world(Options { commits_in_flight_max: 1, ..Options::default() });
+    let (users, chats) = pairs(&mut world, 1);
+    let mut appends: Vec<(u64, usize)> = Vec::new();
+    let mut asked = 0;
+    while asked < SEQ_BUCKET + 150 {
+        world.store.manual = true;
+        let numbers: Vec<u64> = (0..150)
+            .map(|at| {
+                let ask = world.send_ask(chats[0], users[0], &format!("{}", asked + at));
+                world.put(1, ask)
+            })
+            .collect();
+        asked += 150;
+        world.run();
+        while !world.store.commits.is_empty() {
+            let group = world.store.answer(Outcome::Durable);
+            appends.extend(group.appends.iter().map(|append| (append.events[0].seq, append.events.len())));
+            world.run();
+        }
+        for (at, no) in numbers.into_iter().enumerate() {
+            assert_eq!(one(world.reply(no).unwrap()).event.seq, asked - 150 + at as u64 + 1);
+        }
+    }
+    assert!(appends.iter().any(|(_, len)| *len == APPEND_EVENTS_MAX), "{appends:?}");
+    let bucket = |seq: u64| (seq - 1) / SEQ_BUCKET;
+    for (first, len) in &appends {
+        assert!(*len <= APPEND_EVENTS_MAX, "{appends:?}");
+        assert_eq!(bucket(*first), bucket(first + *len as u64 - 1), "{appends:?}");
+    }
+    assert!(appends.iter().any(|(first, _)| *first == SEQ_BUCKET + 1), "the border was met: {appends:?}");
 }
 
 #[test]

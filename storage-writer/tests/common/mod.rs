@@ -100,6 +100,7 @@ pub(crate) fn messages(no: u64, from: u64, to: u64) -> Group {
         commands: Vec::new(),
         members: Vec::new(),
         checkpoint: None,
+        present: 0,
     };
     for seq in from..=to {
         let event = event(seq);

@@ -5,7 +5,7 @@ use super::jobs::Answered;
 use super::loads::Op;
 use super::{Phase, Writer};
 use crate::planted::{self, Bug};
-use crate::store::{Append, Group, Meta, OpId, Outcome, StoreRequest};
+use crate::store::{APPEND_EVENTS_MAX, Append, Group, Meta, OpId, Outcome, SEQ_BUCKET, StoreRequest};
 use parley_idgen::NotYet;
 use parley_protocol::ChatId;
 use parley_protocol::link::{Answer, LinkHello, LinkWelcome, Reply, ToGateway};
@@ -93,6 +93,21 @@ impl Writer {
         !full(&self.gathering, self)
     }
 
+    /// Whether the next event of a chat finds room in its append; makes room by sealing the group, as `has_room`.
+    pub(super) fn append_has_room(&mut self, chat_id: ChatId) -> bool {
+        let full = |writer: &Writer| {
+            let Some(chat) = writer.chats.get(chat_id) else { return false };
+            let (no, at) = chat.append_at;
+            let gathered = writer.gathering.group.appends.get(at).filter(|_| no == writer.gathering.group.no);
+            let border = chat.head_seq.is_multiple_of(SEQ_BUCKET);
+            gathered.is_some_and(|append| border || append.events.len() >= APPEND_EVENTS_MAX)
+        };
+        if full(self) && self.flights.len() < self.options.commits_in_flight_max {
+            self.seal();
+        }
+        !full(self)
+    }
+
     /// The append of a chat in the gathered group, which is made if there is none.
     pub(super) fn append_of<'a>(group: &'a mut Group, chat_id: ChatId, at: &mut (u64, usize)) -> &'a mut Append {
         let misplaced = |append: &Append| append.chat_id != chat_id;
@@ -106,6 +121,7 @@ impl Writer {
                 commands: Vec::new(),
                 members: Vec::new(),
                 checkpoint: None,
+                present: 0,
             });
         }
         &mut group.appends[at.1]

@@ -147,8 +147,7 @@ impl Writer {
         if let NameState::Known(Some(row)) | NameState::Flight(row) = state
             && !(flies && planted::has(Bug::LooksUpOnlyDurable))
         {
-            let CommandRow { chat_id, message_id, seq, .. } = row;
-            let reply = Reply::Duplicate { chat_id, message_id, seq };
+            let reply = self.answer_to_retry(command, &row);
             if planted::has(Bug::DuplicateAnsweredAtOnce) {
                 self.answer(to, reply);
             } else {
@@ -156,7 +155,7 @@ impl Writer {
             }
             return Judged::Done;
         }
-        if !self.has_room() {
+        if !self.has_room() || !self.append_has_room(chat_id) {
             return Judged::Stalled;
         }
         let numbered = match (&mut command.action, command.chat_id) {
@@ -176,6 +175,21 @@ impl Writer {
                 Judged::Done
             }
             Err(Refusal::NoId(refusal)) => self.without_id(to, refusal),
+        }
+    }
+
+    /// Rule 2: what a command was answered with first.
+    fn answer_to_retry(&self, command: &Command, row: &CommandRow) -> Reply {
+        let CommandRow { chat_id, message_id, seq, .. } = *row;
+        let chat = self.chats.get(chat_id);
+        if planted::has(Bug::RetryJudgedFirst) && chat.is_some_and(|chat| chat.role(command.sender).is_none()) {
+            return Reply::Refused(ErrorCode::NoSuchChat);
+        }
+        match chat {
+            Some(chat) if planted::has(Bug::RetryToldTheNewest) => {
+                Reply::Duplicate { chat_id, message_id: MessageId(chat.last_message_id), seq: chat.head_seq }
+            }
+            _ => Reply::Duplicate { chat_id, message_id, seq },
         }
     }
 
@@ -324,7 +338,7 @@ impl Writer {
         let large = if planted::has(Bug::SizeBeforeEvent) { large_before } else { chat.present > large_above };
 
         let sender = chat.member_mut(name.sender).expect("it was judged");
-        sender.sent += u64::from(is_message);
+        sender.sent += u64::from(is_message || planted::has(Bug::SentCountsChanges));
         let event = Event {
             chat_id,
             seq,
@@ -365,10 +379,12 @@ impl Writer {
         }
         gathering.bytes += event.envelope.body.len() + 64 * (targets.len() + 2);
         append.events.push(event.clone());
+        append.present = chat.present as u32;
         if is_first && chat.direct {
             append.members.extend(chat.members.iter().map(|member| (member.user_id, member.row())));
         }
-        for change in changes {
+        let parts = |change: &&MemberChange| matches!(change.action, MemberAction::Removed | MemberAction::Left);
+        for change in changes.iter().filter(|change| !(parts(change) && planted::has(Bug::PartsNotStored))) {
             let member = chat.member(change.user_id).expect("it was changed");
             append.members.retain(|(user_id, _)| *user_id != change.user_id);
             append.members.push((change.user_id, member.row()));
