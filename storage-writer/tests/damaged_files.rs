@@ -2,10 +2,15 @@
 //! reads back everything that was acknowledged; or refuses and names the file; or answers reads with the typed error.
 //! Never a wrong answer, never less than what was acknowledged.
 //!
-//! Small files (manifests, pointers, the high-water record's two slots, `schema`, `version`) are taken at every byte,
-//! with one flipped bit each, drawn from a fixed seed. Tables and journals are taken at every byte of their first and
-//! last 64, at every byte within 5 of the end of each group or begin of each block, and in between at every 307th.
-//! `PARLEY_DAMAGE_STRIDE=1` takes every byte of every file (minutes); `PARLEY_DAMAGE_SEED=N` draws other bits.
+//! Two stores are damaged. The tiny one has each kind of file (a sealed journal and the active one, tables, manifests,
+//! pointers, the high-water record's two slots, `schema`, `version`) in so few bytes that every file is cut to every
+//! length; a bit is flipped in every byte of journals and small files, and in tables as below with every 13th byte.
+//!
+//! The small one has tables of several blocks and levels. Its small files are taken at every byte; its tables and
+//! journals at every byte of their first and last 64, within 5 of the end of each group or begin of each block, and at
+//! every 307th between. Bits are drawn from a fixed seed, one a byte.
+//! `PARLEY_DAMAGE_STRIDE=1` takes every byte of every file of both (half an hour); `PARLEY_DAMAGE_SEED=N` draws other
+//! bits.
 
 mod common;
 #[path = "damaged_files/template.rs"]
@@ -24,18 +29,37 @@ fn files_cut_short() {
         let lengths = workshop.offsets(file).into_iter().map(Damage::Cut);
         workshop.try_all(file, lengths.collect());
     }
-    workshop.finish();
+    workshop.judge_template();
 }
 
 #[test]
 fn flipped_bits() {
-    let workshop = Workshop::new();
+    flip(&Workshop::new());
+}
+
+fn flip(workshop: &Workshop) {
     for file in workshop.files() {
         let mut bits = workshop::Bits::seeded();
         let flips = workshop.offsets(file).into_iter().map(|at| Damage::Flip { at, bit: bits.next() });
         workshop.try_all(file, flips.collect());
     }
-    workshop.finish();
+    workshop.judge_template();
+}
+
+/// Each file of the tiny store is cut to every length that is shorter than its own.
+#[test]
+fn every_length() {
+    let workshop = Workshop::tiny();
+    for file in workshop.files() {
+        workshop.try_all(file, (0..file.bytes.len() as u64).map(Damage::Cut).collect());
+    }
+    workshop.judge_template();
+}
+
+/// The tiny store again: both journals and the small files are flipped at every byte.
+#[test]
+fn every_byte() {
+    flip(&Workshop::tiny());
 }
 
 #[test]
@@ -44,7 +68,7 @@ fn deleted_files() {
     for file in workshop.files() {
         workshop.try_all(file, vec![Damage::Deleted]);
     }
-    workshop.finish();
+    workshop.judge_template();
 }
 
 /// Files of another store, and neighbours of one kind in each other's place. A whole table in another's place is not
@@ -66,7 +90,7 @@ fn swapped_files() {
             workshop.try_all(file, others.collect());
         }
     }
-    workshop.finish();
+    workshop.judge_template();
 }
 
 /// Groups that were written but never acknowledged may be torn in any way: they are dropped, and nothing else is.
@@ -76,9 +100,9 @@ fn a_torn_tail_is_dropped() {
     let journal = workshop.file("0.jnl");
     // What another start appends, as if its high-water record had never been written.
     let later = workshop.copy(&[]);
-    let mut opened = Opened::open_with(later.path(), &template::options()).unwrap();
+    let mut opened = Opened::open_with(later.path(), &template::SMALL.options()).unwrap();
     template::append(&mut opened);
-    let with_tail = read_back(&mut opened);
+    let with_tail = read_back(&mut opened, &template::SMALL);
     drop(opened);
     let longer = take_apart(later.path()).into_iter().find(|part| part.name == journal.name).unwrap();
     let (from, to) = (journal.bytes.len(), longer.bytes.len());
@@ -88,8 +112,8 @@ fn a_torn_tail_is_dropped() {
 
     let open = |bytes: Vec<u8>| {
         let copy = workshop.copy(&[(journal, &Damage::Replaced(bytes))]);
-        let mut opened = Opened::open_with(copy.path(), &template::options()).unwrap();
-        let reads = read_back(&mut opened);
+        let mut opened = Opened::open_with(copy.path(), &template::SMALL.options()).unwrap();
+        let reads = read_back(&mut opened, &template::SMALL);
         // It goes on from there.
         template::append(&mut opened);
         reads
@@ -109,7 +133,7 @@ fn a_torn_tail_is_dropped() {
     }
     assert!(open(longer.bytes.clone()) == with_tail, "a whole group is not dropped");
     assert!(with_tail != *workshop.expected());
-    workshop.finish();
+    workshop.judge_template();
 }
 
 /// The engine would go on with the next journal and lose what stood between.
@@ -143,5 +167,5 @@ fn sealed_journals() {
     let mut swapped = parts.map(Some);
     swapped.swap(0, 1);
     assert!(matches!(fate(&swapped), Fate::Refused(_)));
-    workshop.finish();
+    workshop.judge_template();
 }

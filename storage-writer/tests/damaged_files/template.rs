@@ -13,39 +13,86 @@ use storage_core::store::{
 };
 use storage_writer::store::embedded::{EmbeddedOptions, EmbeddedView};
 
-/// Groups of messages at the least.
-const GROUPS_MIN: u64 = 24;
-/// And at the most, however slowly tables are written.
+/// Groups of messages at the most, however slowly tables are written.
 const GROUPS_MAX: u64 = 400;
-/// The template has at least as many tables.
-pub(crate) const TABLES_MIN: usize = 7;
-/// Messages of such a group.
-const MESSAGES: u64 = 3;
 
-/// A table's part in memory is so small that most groups are written out, and that tables are merged.
-pub(crate) fn options() -> EmbeddedOptions {
-    EmbeddedOptions {
-        cache_bytes: 1 << 20,
-        memtable_bytes: 4 << 10,
-        journal_bytes_max: 64 << 20,
-        disk_reserve_bytes: 0,
-        names_filter_bytes: 4 << 10,
-        ..EmbeddedOptions::default()
+/// How much is in the store.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scale {
+    /// A table's part in memory, bytes: so few that most groups are written out, and that tables are merged.
+    memtable_bytes: u64,
+    /// Groups of messages at the least.
+    groups_min: u64,
+    /// Tables at the least.
+    pub(crate) tables_min: usize,
+    /// Journals: all but the last are sealed.
+    pub(crate) journals: usize,
+    /// Messages of a group in each chat.
+    messages: u64,
+    /// Users.
+    users: usize,
+    /// Chats.
+    chats: usize,
+    /// Homes.
+    partitions: u16,
+    /// Messages that are asked for one by one.
+    asked: &'static [u64],
+}
+
+/// Tables of several blocks and of several levels.
+pub(crate) const SMALL: Scale = Scale {
+    memtable_bytes: 4 << 10,
+    groups_min: 24,
+    tables_min: 7,
+    journals: 1,
+    messages: 3,
+    users: 5,
+    chats: 3,
+    partitions: 20,
+    asked: &[1, 2, 30, 31, 50, 72],
+};
+
+/// Every kind of file, and so few bytes that each of them can be tried.
+pub(crate) const TINY: Scale = Scale {
+    memtable_bytes: 512,
+    groups_min: 5,
+    tables_min: 5,
+    journals: 2,
+    messages: 1,
+    users: 2,
+    chats: 1,
+    partitions: 2,
+    asked: &[1, 2, 5],
+};
+
+impl Scale {
+    pub(crate) fn options(&self) -> EmbeddedOptions {
+        EmbeddedOptions {
+            cache_bytes: 1 << 20,
+            memtable_bytes: self.memtable_bytes,
+            journal_bytes_max: 64 << 20,
+            disk_reserve_bytes: 0,
+            names_filter_bytes: 4 << 10,
+            ..EmbeddedOptions::default()
+        }
+    }
+
+    fn users(&self) -> Vec<UserId> {
+        [ALICE, BOB, UserId(33), UserId(44), UserId(55)][..self.users].to_vec()
+    }
+
+    fn chats(&self) -> Vec<(ChatId, Vec<UserId>)> {
+        let (direct, users) = (ChatId::direct(ALICE, BOB).unwrap(), self.users());
+        let some = users.iter().copied().skip(1).take(3).collect();
+        let mut chats = vec![(direct, vec![ALICE, BOB]), (ChatId::group(7), users), (ChatId::group(8), some)];
+        chats.truncate(self.chats);
+        chats
     }
 }
 
-pub(crate) fn users() -> [UserId; 5] {
-    [ALICE, BOB, UserId(33), UserId(44), UserId(55)]
-}
-
-fn chats() -> [(ChatId, Vec<UserId>); 3] {
-    let direct = ChatId::direct(ALICE, BOB).unwrap();
-    [(direct, vec![ALICE, BOB]), (ChatId::group(7), users().to_vec()), (ChatId::group(8), users()[1..4].to_vec())]
-}
-
 /// Numbers events, entries and groups as the writer would.
-#[derive(Default)]
 pub(crate) struct Author {
+    scale: Scale,
     group: u64,
     heads: HashMap<ChatId, u64>,
     sent: HashMap<(ChatId, UserId), u64>,
@@ -53,6 +100,11 @@ pub(crate) struct Author {
 }
 
 impl Author {
+    fn new(scale: Scale) -> Self {
+        let (heads, sent, inboxes) = Default::default();
+        Self { scale, group: 0, heads, sent, inboxes }
+    }
+
     fn group(&mut self) -> Group {
         self.group += 1;
         Group { no: self.group, writer_epoch: 1, ..Group::default() }
@@ -62,8 +114,8 @@ impl Author {
     fn first(&mut self) -> Group {
         let mut group = self.group();
         group.meta = Some(Meta { writer_epoch: 1, home_epoch: 3, gateway: 4, ids_reserved_until_ms: 5 });
-        group.opened = (0..20).map(|partition| (partition, 3)).collect();
-        for user_id in users() {
+        group.opened = (0..self.scale.partitions).map(|partition| (partition, 3)).collect();
+        for user_id in self.scale.users() {
             let name = format!("user {user_id}");
             group.uniques.push((name_key(&name), u128::from(user_id.0)));
             let (issuer, subject) = ("issuer".to_owned(), format!("subject {user_id}"));
@@ -73,9 +125,9 @@ impl Author {
     }
 
     /// Messages in every chat, marks in one, a checkpoint now and then.
-    pub(crate) fn messages(&mut self) -> Group {
+    fn messages(&mut self) -> Group {
         let mut group = self.group();
-        for (chat_id, members) in chats() {
+        for (chat_id, members) in self.scale.chats() {
             let mut append = Append {
                 chat_id,
                 events: Vec::new(),
@@ -83,8 +135,9 @@ impl Author {
                 commands: Vec::new(),
                 members: Vec::new(),
                 checkpoint: None,
+                present: 0,
             };
-            for index in 0..MESSAGES {
+            for index in 0..self.scale.messages {
                 let sender = members[((self.group + index) % members.len() as u64) as usize];
                 let event = self.event(chat_id, sender);
                 for user_id in &members {
@@ -138,12 +191,12 @@ fn bump(number: &mut u64) -> u64 {
 }
 
 /// Makes the store in a directory.
-pub(crate) fn build(dir: &Path) {
-    let mut opened = Opened::open_with(dir, &options()).unwrap();
-    let mut author = Author::default();
+pub(crate) fn build(dir: &Path, scale: Scale) {
+    let mut opened = Opened::open_with(dir, &scale.options()).unwrap();
+    let mut author = Author::new(scale);
     assert_eq!(opened.commit(author.first()), Outcome::Durable);
     let mut no = 0;
-    while no < GROUPS_MIN || tables(dir) < TABLES_MIN {
+    while no < scale.groups_min || tables(dir) < scale.tables_min {
         no += 1;
         assert!(no < GROUPS_MAX, "no tables are written");
         assert_eq!(opened.commit(author.messages()), Outcome::Durable);
@@ -154,7 +207,7 @@ pub(crate) fn build(dir: &Path) {
 
 /// One more group, of another start of the writer: a name and marks that no other group wrote.
 pub(crate) fn append(opened: &mut Opened) {
-    let user_id = users()[0];
+    let user_id = ALICE;
     let name = "renamed ".repeat(120);
     let row = UserRow { user_id, name, issuer: "issuer".to_owned(), subject: "subject".to_owned() };
     let group = Group { no: 1, writer_epoch: 1, users: vec![row], ..Group::default() };
@@ -168,21 +221,21 @@ fn tables(dir: &Path) -> usize {
 }
 
 /// Everything that can be asked of the store, each with its answer.
-pub(crate) fn read_back(opened: &mut Opened) -> BTreeMap<String, Result<String, String>> {
+pub(crate) fn read_back(opened: &mut Opened, scale: &Scale) -> BTreeMap<String, Result<String, String>> {
     let mut reads = BTreeMap::new();
     let view = opened.store.views().newest();
     let view: &EmbeddedView = &view;
     let mut note = |what: String, answer: Result<String, ReadError>| {
         assert!(reads.insert(what, answer.map_err(|error| error.0)).is_none());
     };
-    for user in users() {
+    for user in scale.users() {
         note(format!("user {user}"), view.user(user).map(|found| format!("{found:?}")));
         note(format!("inbox of {user}"), view.entries(user, 0, 10_000).map(|found| format!("{found:?}")));
         note(format!("chats of {user}"), view.chats(user, None, 100).map(|found| format!("{found:?}")));
         let name = name_key(&format!("user {user}"));
         note(format!("name of {user}"), view.unique(&name).map(|found| format!("{found:?}")));
     }
-    for (chat, members) in chats() {
+    for (chat, members) in scale.chats() {
         note(format!("head of {chat}"), view.head(chat).map(|found| format!("{found:?}")));
         note(format!("events of {chat}"), view.events(chat, 0, 10_000, 10_000, false).map(|all| format!("{all:?}")));
         note(format!("checkpoint of {chat}"), view.checkpoint(chat).map(|found| format!("{found:?}")));
@@ -194,10 +247,10 @@ pub(crate) fn read_back(opened: &mut Opened) -> BTreeMap<String, Result<String, 
             let count = view.count_messages(chat, user, 5, 60);
             note(format!("messages of {user} in {chat}"), count.map(|found| format!("{found:?}")));
         }
-        for seq in [1, 2, 30, 31, 50, GROUPS_MIN * MESSAGES] {
+        for seq in scale.asked.iter().copied() {
             note(format!("event {seq} of {chat}"), view.event(chat, seq).map(|found| format!("{found:?}")));
             for client_msg_id in [seq, seq + 10_000].map(|id| ClientMsgId(u128::from(id))) {
-                for sender in users() {
+                for sender in scale.users() {
                     let name = CommandName { chat_id: chat, sender, client_msg_id };
                     note(format!("{name:?}"), found(opened.ask(StoreRequest::FindCommand(name))));
                 }

@@ -1,7 +1,8 @@
 //! Copies of a template store, each with one file damaged, and the verdict on what the store makes of it.
 
 use crate::common::Opened;
-use crate::template::{self, read_back};
+use crate::template::{self, Scale, read_back};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -77,10 +78,13 @@ pub(crate) type Reads = BTreeMap<String, Result<String, String>>;
 
 /// The template and what it holds.
 pub(crate) struct Workshop {
+    scale: Scale,
     room: TempDir,
     parts: Vec<Part>,
     expected: Reads,
     stride: u64,
+    /// A copy that was refused and made whole again. Making a copy costs more than most refusals.
+    spare: RefCell<Option<TempDir>>,
 }
 
 /// Random bits from one number.
@@ -104,35 +108,52 @@ fn setting(name: &str, default: u64) -> u64 {
 impl Workshop {
     /// Builds the template, in memory if the system has such a place.
     pub(crate) fn new() -> Self {
+        Self::of(template::SMALL, setting("PARLEY_DAMAGE_STRIDE", 307))
+    }
+
+    /// The tiny one, with a sealed journal and an active one.
+    pub(crate) fn tiny() -> Self {
+        Self::of(template::TINY, setting("PARLEY_DAMAGE_STRIDE", 13))
+    }
+
+    fn of(scale: Scale, stride: u64) -> Self {
         let memory = Path::new("/dev/shm");
         let room = tempfile::Builder::new().prefix("parley-damage-").tempdir_in(memory);
         let room = room.or_else(|_| tempfile::tempdir()).unwrap();
         let built = room.path().join("built");
-        template::build(&built);
+        template::build(&built, scale);
         // Opened once: what a start leaves to be merged is merged.
-        let expected = read_back(&mut Opened::open_with(&built, &template::options()).unwrap());
+        let expected = read_back(&mut Opened::open_with(&built, &scale.options()).unwrap(), &scale);
         assert!(expected.values().all(Result::is_ok));
+        if scale.journals > 1 {
+            seal(&built.join("engine"));
+        }
         let parts = take_apart(&built);
         let count = |kind| parts.iter().filter(|part| part.kind == kind).count();
-        assert!(count(Kind::Table) >= template::TABLES_MIN && count(Kind::Journal) == 1 && count(Kind::Small) >= 26);
-        Self { room, parts, expected, stride: setting("PARLEY_DAMAGE_STRIDE", 307) }
+        assert!(
+            count(Kind::Table) >= scale.tables_min
+                && count(Kind::Journal) == scale.journals
+                && count(Kind::Small) >= 26
+        );
+        Self { scale, room, parts, expected, stride, spare: RefCell::default() }
     }
 
     pub(crate) fn files(&self) -> &[Part] {
         &self.parts
     }
 
-    /// Where a file is damaged.
+    /// Where a file is damaged, unless it is everywhere.
     pub(crate) fn offsets(&self, file: &Part) -> Vec<u64> {
         let bytes = file.bytes.len() as u64;
         // Manifests of keyspaces without tables are all the same.
         let same = |part: &&Part| part.kind == file.kind && part.bytes == file.bytes;
         let repeated = self.parts.iter().find(same).is_some_and(|first| first.name != file.name);
         let stride = if file.kind == Kind::HighWater || repeated { self.stride } else { 1 };
-        if !matches!(file.kind, Kind::Table | Kind::Journal) {
+        let is_tiny_journal = file.kind == Kind::Journal && self.scale.journals > 1;
+        if is_tiny_journal || !matches!(file.kind, Kind::Table | Kind::Journal) {
             // Between its records the high-water record is zeros that mean nothing.
-            let first_slots = if repeated { 0 } else { 64 };
-            return (0..bytes).filter(|at| at % 4096 < first_slots || at % stride == 0).collect();
+            let in_slot = |at: u64| file.kind == Kind::HighWater && at % 4096 < 64;
+            return (0..bytes).filter(|at| in_slot(*at) || at % stride == 0).collect();
         }
         let mark: &[u8] = if file.kind == Kind::Journal { b"FJL\x03" } else { b"LSM\x03" };
         let marks = file.bytes.windows(4).enumerate().filter(|(_, window)| *window == mark).map(|(at, _)| at as u64);
@@ -153,6 +174,7 @@ impl Workshop {
                 Err(what) => wrong.push(format!("{}, {damage:?}: {what}", file.name.display())),
             }
         }
+        self.judge_spare();
         let [whole, refused, typed] = fates;
         println!(
             "{}: {} cases, {whole} whole, {refused} refused, {typed} with typed errors, {:?}",
@@ -166,7 +188,8 @@ impl Workshop {
 
     /// Damages a file of a copy, opens it and judges what comes of it.
     pub(crate) fn try_one(&self, file: &Part, damage: &Damage) -> Result<Fate, String> {
-        let copy = self.copy(&[(file, damage)]);
+        let copy = self.spare.take().unwrap_or_else(|| self.copy(&[]));
+        self.put(copy.path(), file, Some(damage));
         let fate = self.fate(copy.path())?;
         let harmless = match damage {
             Damage::Cut(len) => *len >= file.bytes.len() as u64,
@@ -188,6 +211,11 @@ impl Workshop {
             // Damage in what no read touched is found all the same.
             (Fate::Whole | Fate::Typed(_), Kind::Table) => self.check_finds(file, damage)?,
             _ => return Err(format!("{fate:?} should not be")),
+        }
+        // Only the engine, once it has opened, writes: what old journals hold, into tables.
+        if matches!(&fate, Fate::Refused(text) if !text.contains("/engine holds ")) {
+            self.put(copy.path(), file, None);
+            *self.spare.borrow_mut() = Some(copy);
         }
         Ok(fate)
     }
@@ -216,11 +244,11 @@ impl Workshop {
 
     /// What becomes of a store.
     pub(crate) fn fate(&self, dir: &Path) -> Result<Fate, String> {
-        let mut opened = match Opened::open_with(dir, &template::options()) {
+        let mut opened = match Opened::open_with(dir, &self.scale.options()) {
             Ok(opened) => opened,
             Err(error) => return Ok(Fate::Refused(error.to_string())),
         };
-        let found = read_back(&mut opened);
+        let found = read_back(&mut opened, &self.scale);
         let mut typed = 0;
         for (what, expected) in &self.expected {
             match &found[what] {
@@ -235,40 +263,55 @@ impl Workshop {
     /// A copy of the template with some files damaged.
     pub(crate) fn copy(&self, damages: &[(&Part, &Damage)]) -> TempDir {
         let dir = tempfile::tempdir_in(self.room.path()).unwrap();
-        let built = self.room.path().join("built");
         for part in &self.parts {
             let to = dir.path().join(&part.name);
             std::fs::create_dir_all(to.parent().unwrap()).unwrap();
             let damage = damages.iter().find(|(damaged, _)| damaged.name == part.name).map(|(_, damage)| *damage);
-            let mut bytes = part.bytes.clone();
-            let mut len = part.len;
-            match damage {
-                // The store replaces these, it never writes into them.
-                None if matches!(part.kind, Kind::Table | Kind::Small | Kind::Old) => {
-                    std::fs::hard_link(built.join(&part.name), &to).unwrap();
-                    continue;
-                }
-                None => {}
-                Some(Damage::Deleted) => continue,
-                Some(Damage::Cut(cut)) => {
-                    bytes.truncate(*cut as usize);
-                    len = *cut;
-                }
-                Some(Damage::Flip { at, bit }) => bytes[*at as usize] ^= 1 << bit,
-                Some(Damage::Replaced(other)) => {
-                    bytes = other.clone();
-                    len = bytes.len() as u64;
-                }
-            }
-            let file = File::create(&to).unwrap();
-            file.write_all_at(&bytes, 0).unwrap();
-            file.set_len(len).unwrap();
+            self.put(dir.path(), part, damage);
         }
         dir
     }
 
+    /// Makes one file of a copy what the template's is, or damages it.
+    fn put(&self, dir: &Path, part: &Part, damage: Option<&Damage>) {
+        let to = dir.join(&part.name);
+        let _ = std::fs::remove_file(&to);
+        let (mut bytes, mut len) = (part.bytes.clone(), part.len);
+        match damage {
+            // The store replaces these, it never writes into them.
+            None if matches!(part.kind, Kind::Table | Kind::Small | Kind::Old) => {
+                return std::fs::hard_link(self.room.path().join("built").join(&part.name), &to).unwrap();
+            }
+            None => {}
+            Some(Damage::Deleted) => return,
+            Some(Damage::Cut(cut)) => {
+                bytes.truncate(*cut as usize);
+                len = *cut;
+            }
+            Some(Damage::Flip { at, bit }) => bytes[*at as usize] ^= 1 << bit,
+            Some(Damage::Replaced(other)) => {
+                bytes = other.clone();
+                len = bytes.len() as u64;
+            }
+        }
+        let file = File::create(&to).unwrap();
+        file.write_all_at(&bytes, 0).unwrap();
+        file.set_len(len).unwrap();
+    }
+
+    /// A refusal changed nothing: the copy is the template but for the lock, which names who held it last.
+    fn judge_spare(&self) {
+        let Some(spare) = self.spare.take() else { return };
+        let found = take_apart(spare.path());
+        let names = |parts: &[Part]| parts.iter().map(|part| part.name.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&found), names(&self.parts));
+        for (before, after) in self.parts.iter().zip(&found).filter(|(part, _)| part.kind != Kind::Lock) {
+            assert!(before.bytes == after.bytes, "a refusal changed {}", before.name.display());
+        }
+    }
+
     /// The template is what it was: no copy wrote through a link.
-    pub(crate) fn finish(self) {
+    pub(crate) fn judge_template(&self) {
         for (before, after) in self.parts.iter().zip(take_apart(&self.room.path().join("built"))) {
             assert_eq!((&before.name, before.bytes == after.bytes), (&after.name, true));
         }
@@ -283,6 +326,16 @@ fn is_low_number(journal: &Part, damage: &Damage) -> bool {
         .iter()
         .filter_map(|back| at.checked_sub(*back))
         .any(|start| start == 0 || start >= 4 && journal.bytes[start as usize - 4..].starts_with(b"FJL\x03"))
+}
+
+/// Makes two journals of one, between two groups, as the engine does when one is full.
+fn seal(engine: &Path) {
+    let whole = std::fs::read(engine.join("0.jnl")).unwrap();
+    let ends = whole.windows(4).enumerate().filter(|(_, window)| *window == b"FJL\x03").map(|(at, _)| at + 4);
+    let ends: Vec<usize> = ends.collect();
+    let (sealed, active) = whole.split_at(ends[ends.len() / 2]);
+    std::fs::write(engine.join("0.jnl"), sealed).unwrap();
+    std::fs::write(engine.join("1.jnl"), active).unwrap();
 }
 
 /// Every file below a directory.

@@ -96,7 +96,11 @@ pub(crate) fn scan(dir: &Path, names: &[String], acknowledged: u64) -> Result<Sc
         let torn = match fault {
             // A sealed journal was synced whole before the next one was made, and is never empty.
             Some(fault) if !active || last.is_some() && groups < acknowledged => {
-                return Err(damaged(fault.at, &format!("{}; it is whole up to group {groups}", fault.what)));
+                // Cut off right behind a group, the journal before looks whole.
+                let before = (index > 0 && fault.at == 0).then(|| dir.join(&names[index - 1]));
+                let before = before.map_or(String::new(), |path| format!(", or {} ends too early", path.display()));
+                let what = format!("{}{before}; it is whole up to group {groups}", fault.what);
+                return Err(damaged(fault.at, &what));
             }
             None if !active && bytes == 0 => return Err(damaged(0, "it holds no group")),
             Some(fault) => Some(format!("at byte {}: {}", fault.at, fault.what)),
