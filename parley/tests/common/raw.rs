@@ -88,6 +88,23 @@ impl Raw {
         answered
     }
 
+    /// Whether the server has read everything that was sent (proc(5), `/proc/net/tcp`): nothing waits in either kernel
+    /// buffer. IPv4 only.
+    pub(crate) fn is_read(&self) -> bool {
+        let (own, peer) = (self.stream.local_addr().expect("bound"), self.stream.peer_addr().expect("connected"));
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's sockets");
+        // Bytes that wait to be sent and to be read, of the socket with these two ends.
+        let queues = |local: SocketAddr, remote: SocketAddr| {
+            let ends = (format!(":{:04X}", local.port()), format!(":{:04X}", remote.port()));
+            let line = table
+                .lines()
+                .map(|line| line.split_whitespace().collect::<Vec<_>>())
+                .find(|fields| fields.len() > 4 && fields[1].ends_with(&ends.0) && fields[2].ends_with(&ends.1));
+            line.unwrap_or_else(|| panic!("no socket {local} to {remote}"))[4].to_owned()
+        };
+        queues(own, peer).starts_with("00000000:") && queues(peer, own).ends_with(":00000000")
+    }
+
     /// Connects and upgrades.
     pub(crate) fn upgraded(addr: SocketAddr, encoding: Encoding) -> Self {
         let mut raw = Self::connect(addr);

@@ -13,7 +13,13 @@ use rustix::process::Signal;
 use std::sync::Mutex;
 
 const BINARY: u8 = 0x82;
+const CLOSE: u8 = 0x88;
 const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
+/// Pings before `hello` that are answered; one more ends the connection.
+const HELLO_PINGS_MAX: usize = 16;
+/// What is kept of a client before `welcome`: the default of `message.frame_bytes_max`.
+const SENT_AHEAD_MAX: usize = 65_536;
 /// More than the kernels of both ends keep for a connection whose receive buffer is small: the rest is the server's.
 const FLOOD_BYTES: usize = 12 << 20;
 /// Bytes of one write.
@@ -31,6 +37,15 @@ fn flood(raw: &mut Raw, unit: &[u8], bytes: usize) {
     }
 }
 
+/// As many pings as are answered, and their answers.
+fn ping_before_hello(raw: &mut Raw) {
+    raw.send(&frame(PING, b"early").repeat(HELLO_PINGS_MAX));
+    for _ in 0..HELLO_PINGS_MAX {
+        let pong = raw.receive().expect("a pong");
+        assert_eq!((pong.opcode, &pong.payload[..]), (0xa, &b"early"[..]));
+    }
+}
+
 #[test]
 fn pings_before_hello_are_few() {
     let mut table = Table::new(Settings::new());
@@ -41,6 +56,28 @@ fn pings_before_hello_are_few() {
         Row::new(name, Opening::Upgraded(encoding), attack, Answer::Close(1008), "hello_pings")
     });
     table.run(&rows);
+    let target = table.server.target();
+    let mut rows = Vec::new();
+    for encoding in [JSON, RKYV] {
+        let name = format!("a ping more than are answered before Hello, {encoding:?}");
+        let attack = |raw: &mut Raw| {
+            ping_before_hello(raw);
+            raw.send(&frame(PING, b"one more"));
+        };
+        rows.push(Row::new(name, Opening::Upgraded(encoding), attack, Answer::Close(1008), "hello_pings"));
+        let name = format!("as many pings as are answered before Hello, {encoding:?}");
+        let target = &target;
+        let session = move |raw: &mut Raw| {
+            ping_before_hello(raw);
+            raw.send(&message(encoding, &hello(target)));
+            let welcome = decoded(encoding, &raw.receive().expect("welcome").payload);
+            assert!(matches!(welcome, ServerFrame::Welcome(_)), "{welcome:?}");
+            raw.send(&frame(CLOSE, &1000_u16.to_be_bytes()));
+        };
+        rows.push(Row::new(name, Opening::Upgraded(encoding), session, Answer::Close(1000), "").not_counted());
+    }
+    table.run(&rows);
+    drop(rows);
     table.ends_well();
 }
 
@@ -160,6 +197,57 @@ fn too_much_sent_ahead_is_bounded() {
         bob.wait_event(chat, 1);
         server.kill_gateway();
     });
+}
+
+/// Exactly so many bytes of frames that mean nothing, then a ping.
+fn ahead(bytes: usize) -> Vec<u8> {
+    const FRAME_BYTES: [usize; 2] = [6, 131];
+    let ping = frame(PING, b"the end");
+    let mut left = bytes - ping.len();
+    let mut out = Vec::new();
+    while left > 0 {
+        let [least, most] = FRAME_BYTES;
+        let take = if left > most { most.min(left - least) } else { left };
+        out.extend(frame(PONG, &vec![b'p'; take - least]));
+        left -= take;
+    }
+    out.extend(ping);
+    assert_eq!(out.len(), bytes);
+    out
+}
+
+/// As much as is kept before `welcome` is acted on after it, and one byte more is 1008. Beside the table, as nobody is
+/// welcomed while the storage-writer stands still.
+#[test]
+fn what_is_sent_before_welcome_has_an_exact_bound() {
+    let settings = Settings::new().gateway("writer.link_idle_ms", 600_000).gateway("lobby.hello_timeout_ms", 60_000);
+    let mut server = Server::apart_with(settings);
+    let (admin, target) = (server.admin.addr, server.target());
+    server.writer().signal(Signal::STOP);
+    let mut fits = Vec::new();
+    for (times, encoding) in (1..).zip([JSON, RKYV]) {
+        let [kept, mut refused] = [(); 2].map(|()| {
+            let mut raw = open(&target, Opening::Upgraded(encoding));
+            raw.send(&message(encoding, &hello(&target)));
+            raw.send(&ahead(SENT_AHEAD_MAX));
+            poll("the server to read what was sent ahead", || raw.is_read());
+            raw
+        });
+        assert_eq!(rejected(admin, "sent_ahead"), times - 1, "nothing above the bound yet");
+        refused.send(&[PONG]);
+        assert_eq!(refused.close_code(), 1008);
+        poll("what was sent before welcome to be counted", || rejected(admin, "sent_ahead") == times);
+        fits.push((encoding, kept));
+    }
+    server.writer().signal(Signal::CONT);
+    for (encoding, mut raw) in fits {
+        let welcome = raw.receive().expect("welcome");
+        assert!(matches!(decoded(encoding, &welcome.payload), ServerFrame::Welcome(_)), "{welcome:?}");
+        let pong = std::iter::from_fn(|| raw.receive()).find(|received| received.opcode > 2).expect("a pong");
+        assert_eq!((pong.opcode, &pong.payload[..]), (0xa, &b"the end"[..]));
+    }
+    assert_eq!(rejected(admin, "sent_ahead"), 2);
+    server.stop();
 }
 
 /// A lobby has so many places; who holds them does not lock others out for ever.

@@ -6,6 +6,9 @@ use crate::hostile::{Answer, Opening, Row, Table, hello};
 use std::time::Duration;
 
 const SECOND: Duration = Duration::from_secs(1);
+/// What a head may have: the last that is taken, and one more is refused.
+const HEADERS_MAX: usize = 64;
+const HEAD_BYTES_MAX: usize = 8_192;
 
 fn with(header: &str) -> String {
     upgrade(JSON).replace("\r\n\r\n", &format!("\r\n{header}\r\n\r\n"))
@@ -21,6 +24,18 @@ fn replaced(from: &str, to: &str) -> String {
 fn headers(count: usize, bytes: usize) -> String {
     let value = "v".repeat(bytes);
     with(&(0..count).map(|index| format!("X-{index}: {value}")).collect::<Vec<_>>().join("\r\n"))
+}
+
+/// A good head of exactly so many headers.
+fn headers_in_all(count: usize) -> String {
+    let own = upgrade(JSON).matches(": ").count();
+    headers(count - own, 1)
+}
+
+/// A good head of exactly so many bytes.
+fn bytes_in_all(bytes: usize) -> String {
+    let rest = bytes - with("X-Padding: ").len();
+    with(&format!("X-Padding: {}", "v".repeat(rest)))
 }
 
 fn refused_heads() -> Vec<(&'static str, String, u16, &'static str)> {
@@ -61,6 +76,8 @@ fn refused_heads() -> Vec<(&'static str, String, u16, &'static str)> {
         ("1 MB of a target", replaced("/ws", &format!("/{}", "w".repeat(1_000_000))), 431, "head_too_large"),
         ("2,000 headers", headers(2_000, 1), 431, "head_too_large"),
         ("100 headers that fit in bytes", headers(100, 1), 431, "head_too_large"),
+        ("65 headers", headers_in_all(HEADERS_MAX + 1), 431, "head_too_large"),
+        ("8,193 bytes", bytes_in_all(HEAD_BYTES_MAX + 1), 431, "head_too_large"),
     ]
 }
 
@@ -76,9 +93,16 @@ fn refused_upgrades_have_their_status() {
         .collect();
     table.run(&rows);
     // The same head without what is wrong is taken, so that is what was refused.
-    let good = with("Origin: https://chat.example.com");
-    let attack = |raw: &mut Raw| raw.send(good.as_bytes());
-    table.run(&[Row::new("a good one", Opening::Connected, attack, Answer::Status(101), "").not_counted()]);
+    let good = [
+        ("a good Origin", with("Origin: https://chat.example.com")),
+        ("64 headers", headers_in_all(HEADERS_MAX)),
+        ("8,192 bytes", bytes_in_all(HEAD_BYTES_MAX)),
+    ];
+    let rows = good.map(|(name, head)| {
+        let attack = move |raw: &mut Raw| raw.send(head.as_bytes());
+        Row::new(name, Opening::Connected, attack, Answer::Status(101), "").not_counted()
+    });
+    table.run(&rows);
     table.ends_well();
 }
 
