@@ -214,7 +214,8 @@ pub(crate) fn append(opened: &mut Opened) {
     assert_eq!(opened.commit(group), Outcome::Durable);
 }
 
-fn tables(dir: &Path) -> usize {
+/// How many tables a store has.
+pub(crate) fn tables(dir: &Path) -> usize {
     let dirs = std::fs::read_dir(dir.join("engine/keyspaces")).unwrap();
     let dirs = dirs.map(|entry| entry.unwrap().path().join("tables"));
     dirs.filter_map(|dir| std::fs::read_dir(dir).ok()).map(Iterator::count).sum()

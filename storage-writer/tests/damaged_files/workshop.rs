@@ -121,20 +121,25 @@ impl Workshop {
         let room = tempfile::Builder::new().prefix("parley-damage-").tempdir_in(memory);
         let room = room.or_else(|_| tempfile::tempdir()).unwrap();
         let built = room.path().join("built");
-        template::build(&built, scale);
-        // Opened once: what a start leaves to be merged is merged.
-        let expected = read_back(&mut Opened::open_with(&built, &scale.options()).unwrap(), &scale);
+        let mut expected = Reads::new();
+        // How often the engine merges tables is up to the machine: seldom there are too few left.
+        for attempt in 0.. {
+            template::build(&built, scale);
+            // Opened once: what a start leaves to be merged is merged.
+            expected = read_back(&mut Opened::open_with(&built, &scale.options()).unwrap(), &scale);
+            if template::tables(&built) >= scale.tables_min {
+                break;
+            }
+            assert!(attempt < 9, "the engine keeps too few tables");
+            std::fs::remove_dir_all(&built).unwrap();
+        }
         assert!(expected.values().all(Result::is_ok));
         if scale.journals > 1 {
             seal(&built.join("engine"));
         }
         let parts = take_apart(&built);
         let count = |kind| parts.iter().filter(|part| part.kind == kind).count();
-        assert!(
-            count(Kind::Table) >= scale.tables_min
-                && count(Kind::Journal) == scale.journals
-                && count(Kind::Small) >= 26
-        );
+        assert!(count(Kind::Journal) == scale.journals && count(Kind::Small) >= 26);
         Self { scale, room, parts, expected, stride, spare: RefCell::default() }
     }
 
