@@ -9,4 +9,6 @@
 //!          completions            handle_result            readers: `view::CqlView` over the same rows
 //! ```
 
+pub mod cluster;
+pub mod lease;
 pub mod rows;
