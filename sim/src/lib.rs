@@ -30,7 +30,7 @@ mod writer;
 
 pub use plan::{Action, Fault, Plan, Preset};
 pub use shrink::shrink;
-pub use world::Violation;
+pub use world::{ORACLES, Violation};
 
 use std::cell::RefCell;
 use std::panic::AssertUnwindSafe;

@@ -131,6 +131,51 @@ pub(crate) struct LinkAsked {
     pub(crate) opens: Option<u16>,
 }
 
+/// Every oracle, by the name that a violation carries. A name that is not listed here cannot be told.
+pub const ORACLES: [&str; 41] = [
+    "a backlog is sent",
+    "a barrier stands when it is answered",
+    "a home loads behind its barrier",
+    "a mark covers what came before it",
+    "a retry gets the first answer",
+    "a stream begins with its mark",
+    "a stream has no doubles",
+    "a stream has no holes",
+    "acknowledged is durable",
+    "clients are served",
+    "comes to rest",
+    "cores do not panic",
+    "epochs",
+    "every chat converges on every device",
+    "frames are understood",
+    "history inside an interval is served",
+    "inboxes are dense",
+    "links are understood",
+    "marks",
+    "marks are below the head",
+    "marks never fall",
+    "message_id rises",
+    "nobody asked for it",
+    "nobody receives what they may not",
+    "numbered once",
+    "once in an inbox",
+    "one answer",
+    "one user",
+    "ordinal is dense",
+    "own state converges on every device",
+    "queues are bounded",
+    "read marks are stored",
+    "refused is refused",
+    "requests are resent in order",
+    "sent is counted",
+    "seq is dense",
+    "targets",
+    "the log decides",
+    "the store is what the log says",
+    "unread is right",
+    "what is received is what is stored",
+];
+
 /// What was violated, when.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
@@ -232,6 +277,7 @@ impl World {
 
     /// A violation; the first one counts.
     pub(crate) fn fail(&mut self, oracle: &str, what: String) {
+        assert!(ORACLES.contains(&oracle), "`{oracle}` is not among the oracles");
         let tick = self.tick;
         self.trace.tell(self.now, || format!("VIOLATION of `{oracle}`: {what}"));
         self.violation.get_or_insert_with(|| Violation { oracle: oracle.to_owned(), what, tick });

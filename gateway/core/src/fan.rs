@@ -1,5 +1,6 @@
 //! A frame for many receivers: encoded and framed at most once per encoding, by whichever shard needs it first.
 
+use crate::planted::{self, Bug};
 use crate::ws;
 use bytes::Bytes;
 use parley_protocol::ServerFrame;
@@ -29,6 +30,7 @@ impl Fan {
     pub fn bytes(&self, encoding: Encoding) -> &Bytes {
         let cell = match encoding {
             Encoding::Rkyv => &self.rkyv,
+            Encoding::Json if planted::has(Bug::EncodingShared) => &self.rkyv,
             Encoding::Json => &self.json,
         };
         cell.get_or_init(|| {
@@ -46,4 +48,28 @@ pub fn append(frame: &ServerFrame, encoding: Encoding, out: &mut Vec<u8>) {
         Encoding::Json => ws::Opcode::Text,
     };
     ws::encode_frame_with(out, opcode, |out| wire::encode_server_frame(encoding, frame, out));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parley_protocol::frame::Pong;
+
+    /// The first bytes of what receivers of either encoding get: text is 1, binary is 2.
+    fn opcodes() -> [u8; 2] {
+        let fan = Fan::new(ServerFrame::Pong(Pong { nonce: 1 }));
+        [Encoding::Rkyv, Encoding::Json].map(|encoding| fan.bytes(encoding)[0] & 0x0f)
+    }
+
+    #[test]
+    fn everybody_gets_the_encoding_that_was_asked_for() {
+        assert_eq!(opcodes(), [2, 1]);
+        #[cfg(feature = "planted")]
+        {
+            planted::plant(Some(Bug::EncodingShared));
+            let shared = opcodes();
+            planted::plant(None);
+            assert_eq!(shared, [2, 2]);
+        }
+    }
 }

@@ -4,7 +4,7 @@
 use crate::planted::{self, Bug};
 use parley_protocol::ErrorCode;
 use parley_protocol::limits::LINK_VERSION;
-use parley_protocol::link::{Answer, Ask, LinkHello, LinkWelcome, Reply, Request, ToGateway, ToWriter};
+use parley_protocol::link::{Action, Answer, Ask, LinkHello, LinkWelcome, Reply, Request, ToGateway, ToWriter};
 use parley_protocol::wire::{self, DecodeError};
 use std::collections::VecDeque;
 
@@ -193,7 +193,12 @@ impl<T> Link<T> {
                 if let (ToWriter::Request(request), 0) = (&mut pending.request, pending.sent) {
                     request.home_epoch = self.home_epoch;
                 }
-                wire::encode_record(&pending.request, out);
+                match &pending.request {
+                    ToWriter::Request(bare) if planted::has(Bug::ResentBare) && pending.sent > 0 => {
+                        wire::encode_record(bare, out);
+                    }
+                    request => wire::encode_record(request, out),
+                }
                 pending.sent = pending.sent.saturating_add(1);
             }
         }
@@ -269,8 +274,9 @@ impl<T> Link<T> {
     /// What a planted bug does at a cut: commands that were sent are taken for refused.
     pub(crate) fn guess_outcomes(&mut self, events: &mut VecDeque<LinkEvent<T>>) {
         for pending in &mut self.pending {
-            let is_command = matches!(&pending.request, ToWriter::Request(Request { ask: Ask::Command(_), .. }));
-            if is_command
+            let ToWriter::Request(Request { ask: Ask::Command(command), .. }) = &pending.request else { continue };
+            let changes = !matches!(command.action, Action::Send(_));
+            if (changes || !planted::has(Bug::ChangeGuessed))
                 && pending.sent > 0
                 && let Some(tag) = pending.tag.take()
             {

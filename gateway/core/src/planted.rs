@@ -62,6 +62,12 @@ bugs! {
     /// Rule 6: when a link is cut, unanswered commands are told to have been refused. Makes: a refused message in the
     /// log; a client that never sends it again when it is not. Seen by: a refused command is never in the log.
     OutcomeGuessed = 6,
+    /// Rule 6: the same, of commands that make or change a group only. Makes: a refused change in the log. Seen by: a
+    /// refused command is never in the log.
+    ChangeGuessed = 6,
+    /// Rule 6: after a link was cut, a request is sent again without what says that it is one. Makes: a record that the
+    /// writer cannot read. Seen by: what a gateway says is understood.
+    ResentBare = 6,
     /// Rule 7: events are not sent to the last shard. Makes: entries that arrive with the sweep only. Seen by: a device
     /// gets what is in its inbox without a fault in the way, before the sweep.
     FanOutSkipsAShard = 7,
@@ -121,6 +127,9 @@ bugs! {
     /// what was on its way to a dead connection is lost. Seen by: a device's stream is its user's inbox, without a
     /// hole, across reconnects.
     RemembersMarks = 12,
+    /// Rule 12: a mark names the next number as the head, not the newest entry. Makes: devices that never know that they
+    /// have caught up. Seen by: marks are below the head.
+    HeadIsNextNumber = 12,
     /// Rule 12: no mark is ever sent. Makes: devices that are told everything again at each connect; marks that never
     /// reach the heads. Seen by: marks reach the heads when work has drained.
     NoMarks = 12,
@@ -140,6 +149,9 @@ bugs! {
     /// Rule 14: a backlog above `sync_backlog_max`, or a mark above the head, moves the position and does not say so.
     /// Makes: the backlog is lost. Seen by: a device's stream is its user's inbox, without a hole.
     TruncationUntold = 14,
+    /// Rule 14: a device that presents no mark is not told where its stream begins. Makes: a device that does not know
+    /// that there is something before, and never asks. Seen by: a stream begins with its mark.
+    FreshUntold = 14,
     /// Rule 14: a session that has any backlog when it attaches is truncated, not only above `sync_backlog_max`. Makes:
     /// devices that start over whenever they come back. Seen by: nobody is truncated without need.
     TruncatesNeedlessly = 14,
@@ -155,6 +167,9 @@ bugs! {
     /// Beside the rules: each live event of a large chat is sent twice to its subscribers. Makes: doubles beside the
     /// stream. Seen by: a subscriber gets a live event once.
     LiveTwice = 0,
+    /// Beside the rules: a frame for many is encoded once, for its first receiver, and everybody gets that. Makes: frames
+    /// in an encoding that was not asked for. Seen by: what a client gets, it understands.
+    EncodingShared = 0,
     /// Beside the rules: items ahead of a hole are held above `held_items_max`. Makes: memory without a bound. Seen by:
     /// queues are within their bounds: items held by a session.
     HeldUnbounded = 0,

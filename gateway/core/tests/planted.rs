@@ -215,9 +215,37 @@ fn a_short_backlog_is_sent() -> bool {
     world.texts(back) == ["away"]
 }
 
+/// A mark that says that a device has caught up has the head of its inbox.
+fn a_mark_knows_the_head() -> bool {
+    let (mut world, alice, bob, chat) = two(&options(2));
+    say(&mut world, alice, chat, "one");
+    world.sleep(QUIET_MS);
+    let mut marks = world.client(bob).frames.iter().filter_map(|frame| match frame {
+        ServerFrame::Mark(mark) => Some((mark.inbox_seq, mark.head)),
+        _ => None,
+    });
+    marks.next_back() == Some((1, 1))
+}
+
+/// A change that was asked for before a cut is done after it, and nobody says that it is refused.
+fn a_cut_refuses_no_change() -> bool {
+    let (mut world, chat_id, clients) = group(&options(2), 2, 100);
+    // So that the chat's home is loaded.
+    say(&mut world, clients[0], chat_id, "first");
+    let client_msg_id = world.msg_id();
+    world.writer_stopped = true;
+    let change = Change::Rename { title: "kept".to_owned() };
+    world.say(clients[0], ClientFrame::GroupChange(GroupChange { chat_id, client_msg_id, change }));
+    (0..2).for_each(|shard| world.cut_link(0, shard));
+    world.writer_stopped = false;
+    world.sleep(QUIET_MS);
+    world.client(clients[0]).sent().len() == 3
+}
+
 #[test]
 fn bugs_of_links_take_effect() {
-    for bug in [Bug::NotResent, Bug::ResentOutOfOrder, Bug::OutcomeGuessed] {
+    takes_effect(Bug::ChangeGuessed, a_cut_refuses_no_change);
+    for bug in [Bug::NotResent, Bug::ResentOutOfOrder, Bug::OutcomeGuessed, Bug::ResentBare] {
         takes_effect(bug, a_cut_loses_nothing);
     }
     for bug in [Bug::ResentChanged, Bug::NoNudgeAtAll] {
@@ -243,6 +271,7 @@ fn bugs_of_streams_take_effect() {
     }
     takes_effect(Bug::TruncationUntold, a_long_backlog_is_truncated);
     takes_effect(Bug::HeldUnbounded, no_more_is_held_than_may_be);
+    takes_effect(Bug::HeadIsNextNumber, a_mark_knows_the_head);
     takes_effect(Bug::TruncatesNeedlessly, a_short_backlog_is_sent);
 }
 

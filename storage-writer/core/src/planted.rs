@@ -78,6 +78,12 @@ bugs! {
     /// Rule 2: the treacherous store loses the names of commands when the process dies. Makes: a retry after a crash is
     /// done again. Seen by: every `Sent` event is in the log exactly once.
     DedupeForgottenInCrash = 2,
+    /// Rule 2: a retry is answered with what is newest in its chat, not with what the command became. Makes: a message
+    /// that its sender takes for another one. Seen by: a command has one answer.
+    RetryToldTheNewest = 2,
+    /// Rule 2: whether the sender is a member is asked before the command is looked up. Makes: who was removed meanwhile
+    /// is told that what was done never will be. Seen by: a retry gets the first answer.
+    RetryJudgedFirst = 2,
     /// Rule 3: targets are the members before the event. Makes: who joins has no entry of it; so the device never
     /// learns of the chat. Seen by: the inbox holds what the log, replayed, gives its user.
     TargetsBeforeEvent = 3,
@@ -165,6 +171,18 @@ bugs! {
     /// Beside the rules: a delivered mark that comes without a read mark is not stored. Makes: receipts that never come
     /// to who sent. Seen by: delivered marks reach the log when work has drained.
     DeliveredNotStored = 0,
+    /// Beside the rules: a mark above the head is taken. Makes: somebody who has what nobody wrote yet. Seen by: marks are
+    /// of events that are there.
+    MarksAboveTheHead = 0,
+    /// Beside the rules: a list of chats says that everything was read. Makes: a device whose read mark was lost, and
+    /// that does not say it again. Seen by: read marks reach the log when work has drained.
+    ListReadsAll = 0,
+    /// Beside the rules: who was removed, or left, stays in the store as a member. Makes: one who comes back when the
+    /// chat is loaded again. Seen by: what the store has of a chat is what its log says.
+    PartsNotStored = 0,
+    /// Beside the rules: an identity that is stored is not found again. Makes: a new user at each login. Seen by: a
+    /// person is one user.
+    IdentitiesForgotten = 0,
     /// Beside the rules: a read does not tell until when a chat is muted. Makes: a device that was away rings. Seen by:
     /// the own state of every device equals the log's.
     MuteForgotten = 0,
@@ -183,6 +201,9 @@ bugs! {
     /// Beside the rules: changes of a group count as messages. Makes: ordinals, and so unread counts, that are too
     /// high. Seen by: `ordinal` counts messages only; unread equals the model's.
     OrdinalCountsAll = 0,
+    /// Beside the rules: changes of a group count as what their author sent. Makes: unread counts that are too low. Seen
+    /// by: what a member sent is counted.
+    SentCountsChanges = 0,
     /// Beside the rules: a message's id is of the clock, whatever was given before. Makes: ids that fall after the
     /// clock stepped back. Seen by: `message_id` rises within a chat and in commit order.
     IdsFollowTheClock = 0,

@@ -285,6 +285,13 @@ fn summary(
         event.ok_or_else(|| missing(format_args!("event {visible_seq} of chat {chat_id}")))?
     };
     let marks = view.marks(chat_id, user_id)?;
+    let (read_seq, read_ordinal) = (last.seq, last.ordinal);
+    let marks = match () {
+        () if planted::has(Bug::ListReadsAll) => {
+            crate::store::MarkRow { read_seq, read_ordinal, read_sent: sent, ..marks }
+        }
+        () => marks,
+    };
     let sent = if planted::has(Bug::OwnMessagesUnread) { marks.read_sent } else { sent };
     let members = view.member_count(chat_id)?;
     Ok(ChatSummary {

@@ -51,6 +51,24 @@ fn a_retry_is_a_duplicate() -> bool {
     matches!(world.reply(together[1]), Some(Reply::Duplicate { .. })) && matches!(later, Reply::Duplicate { .. })
 }
 
+/// A retry has the first answer, also when the chat went on, and when its sender has left meanwhile.
+fn a_retry_has_the_first_answer() -> bool {
+    let mut world = defaults();
+    let users = world.users(2);
+    let group = world.group(users[0], &users[1..], "");
+    let ask = world.send_ask(group, users[1], "once");
+    let first = one(world.ask(ask.clone())).event;
+    world.send(group, users[0], "newer");
+    world.change(group, users[1], Change::Leave {});
+    world.ask(ask) == Reply::Duplicate { chat_id: group, message_id: first.message_id, seq: first.seq }
+}
+
+/// An identity is one user, at each login.
+fn an_identity_is_one_user() -> bool {
+    let mut world = defaults();
+    world.login("again") == world.login("again")
+}
+
 /// A group that fails takes along what is on top of it; what is numbered after it goes on from what is durable.
 fn a_fall_leaves_nothing() -> bool {
     let (mut world, users, chat) = chat_of_two();
@@ -121,7 +139,10 @@ fn marks_rise() -> bool {
     let read = world.mark(chat, users[1], 0, 2);
     let delivered = world.mark(chat, users[1], 3, 0);
     world.send(chat, users[1], "own");
-    read.delivered_seq == 3 && delivered.own.read_seq == 2 && world.unread(chat, users[1]) == 1
+    // Above the head, as nothing is there: not taken.
+    let above = world.mark(chat, users[0], 9, 0);
+    let counts = world.unread(chat, users[1]) == 1;
+    (read.delivered_seq, delivered.own.read_seq, above.delivered_seq, counts) == (3, 2, 0, true)
 }
 
 /// Who is no more than a member changes nothing, and may leave.
@@ -177,7 +198,14 @@ fn lists_tell_what_is() -> bool {
     let ask = Ask::Members { user_id: users[0], chat_id: group, after: None, limit: 0 };
     let Reply::Members { members, .. } = world.read(&ask) else { return false };
     let delivered = members.iter().find(|member| member.user_id == users[1]).map(|member| member.delivered_seq);
-    (chats[0].title.as_str(), chats[0].own.muted_until_ms) == ("title", 7) && members.len() == 2 && delivered == Some(2)
+    let own = chats[0].own;
+    let is_stored = |user: UserId| world.store.model.state.chats[&group].members[&user].role.is_some();
+    if is_stored(users[2]) || !is_stored(users[1]) {
+        return false;
+    }
+    (chats[0].title.as_str(), own.muted_until_ms, own.read_seq) == ("title", 7, 0)
+        && members.len() == 2
+        && delivered == Some(2)
 }
 
 /// Numbers are dense, ordinals count messages, ids rise although the clock steps back.
@@ -190,7 +218,8 @@ fn numbers_are_dense() -> bool {
         world.now.unix_ms -= if n == 4 { 2_000 } else { 0 };
         let event = world.send(group, users[0], "one").event;
         let next = (last.0 + 1, last.1 + 1, event.message_id.0);
-        let dense = (event.seq, event.ordinal) == (next.0, next.1) && next.2 > last.2;
+        let counted = (event.seq, event.ordinal, event.sender_sent) == (next.0, next.1, next.1);
+        let dense = counted && next.2 > last.2;
         last = next;
         dense
     })
@@ -219,6 +248,9 @@ fn bugs_of_answers_and_names_take_effect() {
     takes_effect(Bug::DuplicateAnsweredAtOnce, nothing_is_answered_early);
     takes_effect(Bug::LooksUpOnlyInFlight, a_retry_is_a_duplicate);
     takes_effect(Bug::LooksUpOnlyDurable, a_retry_is_a_duplicate);
+    takes_effect(Bug::RetryToldTheNewest, a_retry_has_the_first_answer);
+    takes_effect(Bug::RetryJudgedFirst, a_retry_has_the_first_answer);
+    takes_effect(Bug::IdentitiesForgotten, an_identity_is_one_user);
 }
 
 #[test]
@@ -248,10 +280,10 @@ fn bugs_of_reads_take_effect() {
 
 #[test]
 fn bugs_of_marks_and_numbers_take_effect() {
-    for bug in [Bug::OwnMessagesUnread, Bug::ReadMarkFalls, Bug::DeliveredMarkFalls] {
+    for bug in [Bug::OwnMessagesUnread, Bug::ReadMarkFalls, Bug::DeliveredMarkFalls, Bug::MarksAboveTheHead] {
         takes_effect(bug, marks_rise);
     }
-    for bug in [Bug::SeqWithHole, Bug::OrdinalCountsAll, Bug::IdsFollowTheClock] {
+    for bug in [Bug::SeqWithHole, Bug::OrdinalCountsAll, Bug::SentCountsChanges, Bug::IdsFollowTheClock] {
         takes_effect(bug, numbers_are_dense);
     }
 }
@@ -266,6 +298,9 @@ fn bugs_of_judging_take_effect() {
 #[test]
 fn bugs_of_lists_take_effect() {
     for bug in [Bug::MuteForgotten, Bug::TitleWrong, Bug::FormerMembersListed, Bug::DeliveredNotStored] {
+        takes_effect(bug, lists_tell_what_is);
+    }
+    for bug in [Bug::ListReadsAll, Bug::PartsNotStored] {
         takes_effect(bug, lists_tell_what_is);
     }
 }

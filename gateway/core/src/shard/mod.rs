@@ -421,7 +421,7 @@ impl Brain for Shard {
 
     fn handle_link_down(&mut self, now: Now, out: &mut Out) {
         self.link_lost(now);
-        if planted::has(Bug::OutcomeGuessed) {
+        if planted::has(Bug::OutcomeGuessed) || planted::has(Bug::ChangeGuessed) {
             self.link.guess_outcomes(&mut self.link_events);
             self.take_link_events(now, out);
         }

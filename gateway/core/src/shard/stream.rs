@@ -180,7 +180,7 @@ impl Stream {
         if self.fresh {
             self.fresh = false;
             self.truncate_to(head);
-            return Page::Truncate { mark: head };
+            return if planted::has(Bug::FreshUntold) { Page::Leave } else { Page::Truncate { mark: head } };
         }
         if after != self.position && !planted::has(Bug::PageTakenAnywhere) {
             return Page::Leave;
@@ -341,7 +341,11 @@ mod tests {
         assert_eq!(stream(Bug::PageTakenAnywhere).take_page(3, 5, 5, 100), Page::Take);
         let mut short = stream(Bug::PageMovesTooLittle);
         assert_eq!((short.take_page(4, 6, 6, 100), short.position()), (Page::Take, 5));
+        let mut fresh = Stream::new(None);
+        plant(Some(Bug::FreshUntold));
+        assert_eq!((fresh.take_page(0, 0, 6, 100), fresh.position()), (Page::Leave, 6));
         plant(None);
+        assert_eq!(Stream::new(None).take_page(0, 0, 6, 100), Page::Truncate { mark: 6 });
         assert_eq!(Stream::new(Some(4)).offer(3, &fan(3), true, 8), Offer::Stale);
     }
 }

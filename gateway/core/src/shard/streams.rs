@@ -453,6 +453,7 @@ impl Shard {
         if let Some(inbox_seq) = session.stream.unmarked() {
             let head = self.users.get(&user_id).map_or(inbox_seq, |home| home.head.max(inbox_seq));
             let inbox_seq = if planted::has(Bug::MarkAhead) { head } else { inbox_seq };
+            let head = head + u64::from(planted::has(Bug::HeadIsNextNumber));
             self.send(conn, &ServerFrame::Mark(Mark { inbox_seq, head }), out);
         }
     }

@@ -5,6 +5,7 @@ use super::Writer;
 use super::cache::{Usage, User};
 use super::jobs::{Answered, Job, Judged};
 use super::loads::{Need, UniqueState};
+use crate::planted::{self, Bug};
 use crate::store::{UserRow, identity_key, name_key};
 use parley_protocol::check::valid_name;
 use parley_protocol::frame::UserName;
@@ -51,7 +52,9 @@ impl Writer {
     pub(super) fn judge_login(&mut self, to: Answered, (issuer, subject, name): (&str, &str, &str)) -> Judged {
         let identity = identity_key(issuer, subject);
         let known = self.unique(&identity).expect("the job was prepared");
-        if let UniqueState::Known(Some(value)) | UniqueState::Flight(value) = known {
+        if let UniqueState::Known(Some(value)) | UniqueState::Flight(value) = known
+            && !planted::has(Bug::IdentitiesForgotten)
+        {
             let user_id = user_of(value);
             let user = self.users.get(user_id).expect("the job was prepared");
             if user.is_nameless() && self.is_free(name) && self.phase == super::Phase::Serving {

@@ -136,7 +136,8 @@ impl Writer {
             if planted::has(Bug::DeliveredMarkFalls) {
                 row.delivered_seq = 0;
             }
-            if update.delivered_seq <= chat.durable_seq && !planted::has(Bug::DeliveredNotStored) {
+            let there = update.delivered_seq <= chat.durable_seq || planted::has(Bug::MarksAboveTheHead);
+            if there && !planted::has(Bug::DeliveredNotStored) {
                 row.delivered_seq = row.delivered_seq.max(update.delivered_seq);
             }
             row.delivered_seq = row.delivered_seq.max(row.read_seq);
