@@ -59,7 +59,7 @@ impl Durations {
         self.sum_us.fetch_add(us, Relaxed);
     }
 
-    fn show(&self, name: &str, help: &str, out: &mut String) {
+    pub(crate) fn show(&self, name: &str, help: &str, out: &mut String) {
         header(name, help, "histogram", out);
         let mut below = 0;
         for (bucket, bound) in self.buckets.iter().zip(BUCKETS_US) {
@@ -73,7 +73,7 @@ impl Durations {
     }
 }
 
-fn header(name: &str, help: &str, kind: &str, out: &mut String) {
+pub(crate) fn header(name: &str, help: &str, kind: &str, out: &mut String) {
     // Writing to a string cannot fail.
     let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} {kind}");
 }

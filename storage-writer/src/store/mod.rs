@@ -1,3 +1,4 @@
 //! The engines that make groups durable.
 
 pub mod embedded;
+pub mod scylla;

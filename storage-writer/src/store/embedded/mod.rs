@@ -10,7 +10,7 @@ mod files;
 mod high_water;
 mod journal;
 mod journal_scan;
-mod layout;
+pub(super) mod layout;
 mod names;
 mod open;
 mod recorder;
