@@ -19,7 +19,8 @@ pub struct ReadOptions {
     pub sync_backlog_max: u64,
 }
 
-/// Answers a read. Damage comes as `Refused(Damaged)`; a request that is no read as `Refused(BadFrame)`.
+/// Answers a read. Damage comes as `Refused(Damaged)`, what may be asked again as `Refused(Unavailable)`; a request that
+/// is no read as `Refused(BadFrame)`.
 pub fn answer(view: &(impl View + ?Sized), options: &ReadOptions, ask: &Ask) -> Reply {
     let reply = match ask {
         Ask::Inbox { user_id, after, limit } => inbox(view, options, *user_id, *after, *limit),
@@ -33,11 +34,16 @@ pub fn answer(view: &(impl View + ?Sized), options: &ReadOptions, ask: &Ask) -> 
         Ask::LookUp { issuer, subject } => look_up(view, issuer, subject),
         _ => Ok(Reply::Refused(ErrorCode::BadFrame)),
     };
-    reply.unwrap_or(Reply::Refused(ErrorCode::Damaged))
+    reply.unwrap_or_else(|error| {
+        Reply::Refused(match error {
+            ReadError::Damaged(_) => ErrorCode::Damaged,
+            ReadError::Unavailable(_) => ErrorCode::Unavailable,
+        })
+    })
 }
 
 fn missing(what: impl std::fmt::Display) -> ReadError {
-    ReadError(format!("{what} is missing"))
+    ReadError::Damaged(format!("{what} is missing"))
 }
 
 /// Takes events while they fit a page; the first always does.

@@ -312,9 +312,22 @@ pub struct StoredUser {
 }
 
 /// A consistent sight of what is confirmed: everything that was answered as durable, and nothing that was not.
+///
+/// Not every view is one moment. One that is not keeps within an answer what it said of heads, inbox heads and
+/// checkpoints, and these fit each other; rows of members and marks are newer or as old as the heads asked for before.
 pub trait View {
+    /// Whether all answers are of one moment.
+    fn is_snapshot(&self) -> bool {
+        true
+    }
+    /// Says what will be asked for next, so that it can be fetched at once. Changes no answer.
+    fn ahead(&self, _wants: &[Want]) {}
     /// A user with the head of the inbox.
     fn user(&self, user_id: UserId) -> Result<Option<StoredUser>, ReadError>;
+    /// A user without the inbox.
+    fn profile(&self, user_id: UserId) -> Result<Option<UserRow>, ReadError> {
+        Ok(self.user(user_id)?.map(|user| user.row))
+    }
     /// The value of a unique key.
     fn unique(&self, key: &str) -> Result<Option<u128>, ReadError>;
     /// Entries in (after, after + limit], in order.
@@ -354,16 +367,50 @@ pub trait View {
     fn chats(&self, user_id: UserId, after: Option<ChatId>, limit: u32) -> Result<Vec<(ChatId, MemberRow)>, ReadError>;
 }
 
-/// A read met damaged or unreadable data.
+/// What will be asked of a [`View`] next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReadError(
-    /// What the engine can name: table, key, file.
-    pub String,
-);
+pub enum Want {
+    /// An event.
+    Event {
+        /// The chat.
+        chat_id: ChatId,
+        /// Which.
+        seq: u64,
+    },
+    /// Head, checkpoint, and count of own messages above it; then the membership, the marks, and the last event of who
+    /// left.
+    Chat {
+        /// The chat.
+        chat_id: ChatId,
+        /// As whom.
+        user_id: UserId,
+    },
+    /// Marks of a member.
+    Marks {
+        /// The chat.
+        chat_id: ChatId,
+        /// Whose.
+        user_id: UserId,
+    },
+    /// A user.
+    Profile(UserId),
+    /// A unique key.
+    Unique(String),
+}
+
+/// Why a read has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadError {
+    /// Damaged or unreadable data. Operators must look: the text names what the engine can name (table, key, file).
+    Damaged(String),
+    /// Nothing is wrong with the data: the same read may be answered later.
+    Unavailable(String),
+}
 
 impl std::fmt::Display for ReadError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
+        let (ReadError::Damaged(text) | ReadError::Unavailable(text)) = self;
+        f.write_str(text)
     }
 }
 

@@ -227,7 +227,7 @@ pub(crate) fn read_back(opened: &mut Opened, scale: &Scale) -> BTreeMap<String, 
     let view = opened.store.views().newest();
     let view: &EmbeddedView = &view;
     let mut note = |what: String, answer: Result<String, ReadError>| {
-        assert!(reads.insert(what, answer.map_err(|error| error.0)).is_none());
+        assert!(reads.insert(what, answer.map_err(|error| error.to_string())).is_none());
     };
     for user in scale.users() {
         note(format!("user {user}"), view.user(user).map(|found| format!("{found:?}")));
@@ -265,7 +265,7 @@ pub(crate) fn read_back(opened: &mut Opened, scale: &Scale) -> BTreeMap<String, 
 
 fn found(result: StoreResult) -> Result<String, ReadError> {
     match result {
-        StoreResult::Damaged(text) => Err(ReadError(text)),
+        StoreResult::Damaged(text) => Err(ReadError::Damaged(text)),
         other => Ok(format!("{other:?}")),
     }
 }

@@ -106,7 +106,7 @@ pub fn check_store(data_dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<Re
     check.damage = !held.damaged_tables.is_empty();
     match check.view.groups() {
         Ok(groups) => check.report.groups = groups.unwrap_or(0),
-        Err(error) => check.problem(error.0),
+        Err(error) => check.problem(error.to_string()),
     }
     check.events();
     check.inboxes();
@@ -173,7 +173,7 @@ impl Check<'_> {
             Ok(ControlFlow::Continue(()))
         });
         if let Err(error) = walked {
-            self.problem(error.0);
+            self.problem(error.to_string());
         }
     }
 
@@ -234,7 +234,7 @@ impl Check<'_> {
                 format!("chat {chat_id}, sender {sender}, command {id}: {text}")
             };
             let row = layout::parse_command(name, value).map_err(|damage| place(&damage.to_string()))?;
-            let event = check.view.event(row.chat_id, row.seq).map_err(|error| place(&error.0))?;
+            let event = check.view.event(row.chat_id, row.seq).map_err(|error| place(&error.to_string()))?;
             let event = event.ok_or_else(|| place("its event does not exist"))?;
             let matches = event.message_id == row.message_id
                 && event.sender == name.sender
@@ -306,7 +306,7 @@ impl Check<'_> {
             layout::parse_u64(value).map(|_| ()).map_err(|damage| format!("key {key:?}: {damage}"))
         });
         if let Err(error) = self.view.records() {
-            self.problem(error.0);
+            self.problem(error.to_string());
         }
     }
 

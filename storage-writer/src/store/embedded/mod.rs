@@ -144,7 +144,7 @@ impl EmbeddedStore {
             }
             StoreRequest::Commit(_) => unreachable!("commits are not loads"),
         };
-        found.unwrap_or_else(|ReadError(text)| StoreResult::Damaged(text))
+        found.unwrap_or_else(|error| StoreResult::Damaged(error.to_string()))
     }
 
     /// Writes a group, or says why not. Its answer comes from the recorder once the high-water record is synced.
@@ -218,7 +218,7 @@ impl EmbeddedStore {
         if !group.marks.is_empty() {
             let view = EmbeddedView::take(&self.database, &self.tables);
             for write in &group.marks {
-                let stored = view.marks(write.chat_id, write.user_id).map_err(|ReadError(text)| text)?;
+                let stored = view.marks(write.chat_id, write.user_id).map_err(|error| error.to_string())?;
                 rows.marks(write, &merge(stored, write.row));
             }
         }

@@ -69,7 +69,7 @@ impl Filter {
             left != SCAN_STEP || !self.stop.load(Ordering::Relaxed)
         })?;
         if damaged > 0 {
-            return Err(ReadError(format!("{damaged} keys of commands are damaged")));
+            return Err(ReadError::Damaged(format!("{damaged} keys of commands are damaged")));
         }
         if finished {
             self.whole.store(true, Ordering::Release);
@@ -180,7 +180,7 @@ mod tests {
         assert!(!(10..1_000).all(|n| names.may_hold(&name(n))));
         let mut damaged = keys.clone();
         damaged[4][3] ^= 1;
-        let failed = Err(ReadError("block 7".to_owned()));
+        let failed = Err(ReadError::Damaged("block 7".to_owned()));
         for (keys, end, ok) in [(&damaged, Ok(true), false), (&keys, failed, false), (&keys, Ok(false), true)] {
             let (names, filled) = fill(keys, end);
             assert_eq!((names.are_whole(), filled), (false, ok));

@@ -235,7 +235,7 @@ fn journals_missing(engine_dir: &Path, first: First, before: u64) -> OpenError {
 }
 
 fn unreadable(engine_dir: &Path) -> impl FnOnce(ReadError) -> OpenError {
-    move |ReadError(what)| OpenError::Damaged { file: engine_dir.to_owned(), what }
+    move |error| OpenError::Damaged { file: engine_dir.to_owned(), what: error.to_string() }
 }
 
 /// Brings an older schema up to this program's, step by step, each made durable before the next begins.

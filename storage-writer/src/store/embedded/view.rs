@@ -35,7 +35,7 @@ fn damaged(table: &Keyspace, key: &[u8], damage: Damage) -> ReadError {
 /// Operators hear of damage where it is met; who asked hears only that it is there.
 fn told(text: String) -> ReadError {
     tracing::error!("damaged data: {text}");
-    ReadError(text)
+    ReadError::Damaged(text)
 }
 
 /// Names an unreadable table.
