@@ -62,6 +62,18 @@ fn every_byte() {
     flip(&Workshop::tiny());
 }
 
+/// The engine took memory for as many sections as a table's contents announce, 80 GiB, and the process ended.
+#[test]
+fn contents_with_billions_of_sections() {
+    let workshop = Workshop::new();
+    for file in workshop.files().iter().filter(|file| file.kind == Kind::Table) {
+        let contents = file.bytes.windows(4).rposition(|window| window == b"TOC!").unwrap() as u64;
+        let flips: Vec<_> = (0..8).map(|bit| Damage::Flip { at: contents + 7, bit }).collect();
+        workshop.try_all(file, flips);
+    }
+    workshop.judge_template();
+}
+
 #[test]
 fn deleted_files() {
     let workshop = Workshop::new();

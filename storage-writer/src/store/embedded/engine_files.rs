@@ -13,6 +13,7 @@ use super::error::OpenError;
 use super::tables::KEYSPACES;
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3Default, xxh3_128};
 
@@ -23,6 +24,8 @@ const BLOCK_MAGIC: [u8; 4] = *b"LSM\x03";
 const BLOCK_HEADER_BYTES: usize = 33;
 /// A manifest lists tables, 33 bytes each; more than a million of them is damage.
 const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+/// A table has a handful of sections.
+const CONTENTS_BYTES_MAX: u64 = 64 << 10;
 const CHUNK_BYTES: usize = 256 * 1024;
 
 /// A table as its manifest lists it.
@@ -35,7 +38,8 @@ fn damaged(file: &Path, what: impl Into<String>) -> OpenError {
     OpenError::Damaged { file: file.to_owned(), what: what.into() }
 }
 
-/// Refuses an engine with a small file or a table that is missing, or a small file that is damaged. Changes nothing.
+/// Refuses an engine with a small file or a table that is missing, a small file or a table's contents that are damaged.
+/// Changes nothing.
 pub(crate) fn verify(engine_dir: &Path) -> Result<(), OpenError> {
     let version = engine_dir.join("version");
     if read(&version)? != VERSION {
@@ -47,8 +51,28 @@ pub(crate) fn verify(engine_dir: &Path) -> Result<(), OpenError> {
         if !table.path.try_exists().map_err(OpenError::io("look for", &table.path))? {
             return Err(damaged(&table.path, "the table is missing"));
         }
+        if !contents_are_sound(&table.path).map_err(OpenError::io("read", &table.path))? {
+            return Err(damaged(&table.path, "its table of contents is damaged"));
+        }
     }
     Ok(())
+}
+
+/// Whether the contents of a table are what its trailer says. The engine believes the number of sections, and takes
+/// memory for so many, before it looks at the checksum: a flipped bit would end the process.
+fn contents_are_sound(path: &Path) -> std::io::Result<bool> {
+    let file = File::open(path)?;
+    let Some(trailer_at) = file.metadata()?.len().checked_sub(TRAILER_BYTES as u64) else { return Ok(false) };
+    let mut trailer = [0; TRAILER_BYTES];
+    file.read_exact_at(&mut trailer, trailer_at)?;
+    let (head, fields) = trailer.split_at(6);
+    let checksum = u128::from_le_bytes(*fields.first_chunk().expect("32 bytes"));
+    let contents_at = u64::from_le_bytes(*fields[16..].first_chunk().expect("32 bytes"));
+    let bytes = trailer_at.checked_sub(contents_at).filter(|bytes| *bytes <= CONTENTS_BYTES_MAX);
+    let (b"SFA!\x01\x00", Some(bytes)) = (head, bytes) else { return Ok(false) };
+    let mut contents = vec![0; bytes as usize];
+    file.read_exact_at(&mut contents, contents_at)?;
+    Ok(xxh3_128(&contents) == checksum)
 }
 
 /// Whether a keyspace has tables.
