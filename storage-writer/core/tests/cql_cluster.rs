@@ -2,7 +2,7 @@
 
 use parley_protocol::UserId;
 use proptest::prelude::*;
-use storage_core::cql::cluster::{Cluster, ClusterFaults, Register};
+use storage_core::cql::cluster::{Cluster, ClusterFaults, Keyed, Register};
 use storage_core::cql::rows::{Change, Partition, Read, Row, StatementError, WorkKey, Write, timestamp};
 use storage_core::store::EntryRow;
 
@@ -191,15 +191,26 @@ proptest! {
     }
 }
 
+#[derive(Clone, Debug, PartialEq)]
+struct At(u64);
+
+impl Keyed for At {
+    type Key = u64;
+
+    fn key(&self) -> u64 {
+        self.0
+    }
+}
+
 #[test]
 fn a_register_changes_only_from_what_is_expected() {
     let mut register = Register::new(1);
     assert_eq!(register.read(true), Ok(None));
-    assert_eq!(register.cas(true, Some(&1), 2), Ok(Err(None)));
-    assert_eq!(register.cas(true, None, 1), Ok(Ok(())));
-    assert_eq!(register.cas(true, None, 5), Ok(Err(Some(1))));
-    assert_eq!(register.cas(true, Some(&1), 2), Ok(Ok(())));
-    assert!(register.cas(false, Some(&2), 3).is_err(), "without a quorum nothing is told");
+    assert_eq!(register.cas(true, Some(&1), At(2)), Ok(Err(None)));
+    assert_eq!(register.cas(true, None, At(1)), Ok(Ok(())));
+    assert_eq!(register.cas(true, None, At(5)), Ok(Err(Some(At(1)))));
+    assert_eq!(register.cas(true, Some(&1), At(2)), Ok(Ok(())));
+    assert!(register.cas(false, Some(&2), At(3)).is_err(), "without a quorum nothing is told");
     assert!(register.read(false).is_err());
 }
 
@@ -208,21 +219,23 @@ fn an_untold_change_takes_effect_now_later_or_never_and_only_from_what_it_expect
     let mut seen = [false; 3];
     for seed in 0..400 {
         let mut register = Register::new(seed);
-        assert_eq!(register.cas(true, None, 1), Ok(Ok(())));
-        assert!(register.cas(false, Some(&1), 2).is_err());
+        assert_eq!(register.cas(true, None, At(1)), Ok(Ok(())));
+        assert!(register.cas(false, Some(&1), At(2)).is_err());
         let first = register.read(true).expect("a quorum is up").expect("it was set");
         let later = (0..20).map(|_| register.read(true).expect("a quorum is up").expect("it was set"));
-        match (first, later.last().expect("twenty")) {
+        match (first.0, later.last().expect("twenty").0) {
             (2, 2) => seen[0] = true,
             (1, 2) => seen[1] = true,
             (1, 1) => seen[2] = true,
             other => panic!("{other:?}"),
         }
         let mut register = Register::new(seed);
-        assert_eq!(register.cas(true, None, 1), Ok(Ok(())));
-        assert!(register.cas(false, Some(&1), 2).is_err());
-        if register.cas(true, Some(&1), 3) == Ok(Ok(())) {
-            assert_eq!((0..20).map(|_| register.read(true)).next_back(), Some(Ok(Some(3))), "what it expects is gone");
+        assert_eq!(register.cas(true, None, At(1)), Ok(Ok(())));
+        assert!(register.cas(false, Some(&1), At(2)).is_err());
+        if register.cas(true, Some(&1), At(3)) == Ok(Ok(())) {
+            for _ in 0..20 {
+                assert_eq!(register.read(true), Ok(Some(At(3))), "what it expects is gone");
+            }
         }
     }
     assert_eq!(seen, [true; 3]);

@@ -539,13 +539,29 @@ fn without_body(row: Row) -> Row {
     }
 }
 
+/// A row that changes by compare-and-set only. Its key tells any two of its states apart.
+pub trait Keyed: Clone {
+    /// What a change expects to find.
+    type Key: Clone + PartialEq;
+    /// Of this state.
+    fn key(&self) -> Self::Key;
+}
+
+impl Keyed for super::lease::LeaseRow {
+    type Key = super::lease::LeaseKey;
+
+    fn key(&self) -> Self::Key {
+        super::lease::LeaseRow::key(self)
+    }
+}
+
 /// One row that changes by compare-and-set only, as a lightweight transaction does it: linearizable. One whose outcome
 /// is not told may take effect any time later, if what it expects holds then.
 #[derive(Clone, Debug)]
-pub struct Register<L> {
+pub struct Register<L: Keyed> {
     value: Option<L>,
     /// Expected and new, of those that may still take effect.
-    untold: Vec<(Option<L>, L)>,
+    untold: Vec<(Option<L::Key>, L)>,
     seed: u64,
     /// In a thousand operations: those whose outcome is not told.
     pub unknown_per_mille: u64,
@@ -554,7 +570,7 @@ pub struct Register<L> {
 /// A lightweight transaction's outcome: applied, or what the row is instead.
 pub type Cas<L> = Result<Result<(), Option<L>>, StatementError>;
 
-impl<L: Clone + PartialEq> Register<L> {
+impl<L: Keyed> Register<L> {
     /// Transactions whose outcome was not told and that may still take effect, at the most.
     const UNTOLD_MAX: usize = 16;
 
@@ -568,13 +584,17 @@ impl<L: Clone + PartialEq> Register<L> {
         split_mix_64(self.seed) % 1_000 < per_mille
     }
 
+    fn is(&self, expected: Option<&L::Key>) -> bool {
+        self.value.as_ref().map(L::key).as_ref() == expected
+    }
+
     /// Some of those whose outcome was not told take effect, or will never.
     fn catch_up(&mut self) {
         let mut at = 0;
         while at < self.untold.len() {
             if self.chance(500) || self.untold.len() > Self::UNTOLD_MAX {
                 let (expected, new) = self.untold.remove(at);
-                if self.value == expected && self.chance(500) {
+                if self.is(expected.as_ref()) && self.chance(500) {
                     self.value = Some(new);
                 }
             } else {
@@ -584,14 +604,14 @@ impl<L: Clone + PartialEq> Register<L> {
     }
 
     /// Sets the row to `new` if it is `expected` (`None`: not there). `up`: whether enough replicas are.
-    pub fn cas(&mut self, up: bool, expected: Option<&L>, new: L) -> Cas<L> {
+    pub fn cas(&mut self, up: bool, expected: Option<&L::Key>, new: L) -> Cas<L> {
         self.catch_up();
         if !up || self.chance(self.unknown_per_mille) {
             self.untold.push((expected.cloned(), new));
             self.catch_up();
             return Err(StatementError::Unknown("a lightweight transaction timed out".to_owned()));
         }
-        if self.value.as_ref() != expected {
+        if !self.is(expected) {
             return Ok(Err(self.value.clone()));
         }
         self.value = Some(new);
@@ -605,5 +625,10 @@ impl<L: Clone + PartialEq> Register<L> {
             return Err(StatementError::Unknown("a serial read timed out".to_owned()));
         }
         Ok(self.value.clone())
+    }
+
+    /// What it is now, without a look at what may still take effect: for who checks the test.
+    pub fn peek(&self) -> Option<&L> {
+        self.value.as_ref()
     }
 }

@@ -263,7 +263,7 @@ pub enum Change {
 }
 
 /// A question to one partition. Rows come in the order of their keys, unless `newest_first`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Read {
     /// Every row of a partition that is bounded and small: `Meta`, `Work`, `ChatState`, `User`, `InboxState`, `Unique`,
     /// and `Members` and `Marks` of a chat that is loaded.
