@@ -268,10 +268,12 @@ fn agreement(gateway: &Gateway, writer: &StorageWriter, findings: &mut Vec<Findi
             findings.push(Finding { severity: Severity::Error, text });
         }
     }
-    if gateway.writer.socket != writer.socket {
+    let sockets = &gateway.writer.sockets;
+    let both_default = sockets.is_empty() && writer.socket.as_os_str().is_empty();
+    if !both_default && !sockets.contains(&writer.socket) {
         let text = format!(
-            "writer.socket = {:?} in gateway.toml, but socket = {:?} in storage-writer.toml: they would not meet",
-            gateway.writer.socket, writer.socket
+            "writer.sockets = {sockets:?} in gateway.toml, but socket = {:?} in storage-writer.toml: they would not meet",
+            writer.socket
         );
         findings.push(Finding { severity: Severity::Error, text });
     }

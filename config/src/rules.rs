@@ -25,12 +25,16 @@ pub(crate) enum Rule {
     NonEmpty,
     /// The path of a Unix socket, or nothing.
     Socket,
+    /// A list of paths of Unix sockets.
+    Sockets,
     /// A list of origins.
     Origins,
 }
 
 /// `sun_path` holds 108 bytes, the last a zero: unix(7).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
+/// Storage-writers that a gateway tries in turn.
+const SOCKETS_MAX: usize = 16;
 const DAY_MS: i64 = 86_400_000;
 const GIB: i64 = 1 << 30;
 
@@ -54,7 +58,8 @@ pub(crate) const GATEWAY: &[(&str, Rule)] = &[
     ("connections_max", Rule::Range(1, 1 << 20)),
     ("drain_timeout_ms", Rule::Range(1, 3_600_000)),
     ("reconnect_spread_ms", Rule::Range(0, 3_600_000)),
-    ("writer.socket", Rule::Socket),
+    ("writer.sockets", Rule::Sockets),
+    ("writer.link_hello_ms", Rule::Range(10, 60_000)),
     ("writer.link_window_requests", Rule::Range(1, 1 << 20)),
     ("writer.link_retry_min_ms", Rule::Range(1, 60_000)),
     ("writer.link_retry_max_ms", Rule::Range(1, 60_000)),
@@ -139,6 +144,9 @@ impl Rule {
             Rule::Text => "any text".to_owned(),
             Rule::NonEmpty => "a text that is not empty".to_owned(),
             Rule::Socket => format!("a path of at most {SOCKET_PATH_BYTES_MAX} bytes"),
+            Rule::Sockets => {
+                format!("at most {SOCKETS_MAX} different paths, each of at most {SOCKET_PATH_BYTES_MAX} bytes")
+            }
             Rule::Origins => "\"*\", or origins such as \"https://chat.example.com\"".to_owned(),
         }
     }
@@ -156,6 +164,13 @@ impl Rule {
             (Rule::Bool, Value::Boolean(_)) | (Rule::Text, Value::String(_)) => true,
             (Rule::NonEmpty, Value::String(text)) => !text.is_empty(),
             (Rule::Socket, Value::String(text)) => text.len() <= SOCKET_PATH_BYTES_MAX,
+            (Rule::Sockets, Value::Array(items)) => {
+                let is_path = |item: &Value| {
+                    item.as_str().is_some_and(|path| !path.is_empty() && path.len() <= SOCKET_PATH_BYTES_MAX)
+                };
+                let different = (1..items.len()).all(|at| !items[..at].contains(&items[at]));
+                items.len() <= SOCKETS_MAX && different && items.iter().all(is_path)
+            }
             (Rule::Origins, Value::Array(items)) => items.iter().all(is_origin),
             _ => false,
         }

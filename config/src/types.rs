@@ -104,12 +104,14 @@ pub struct Gateway {
     pub log: Log,
 }
 
-/// The link to the storage-writer, one per shard.
+/// The link to the active storage-writer, one per shard.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WriterLink {
-    /// Path of the storage-writer's Unix socket. "" = writer.sock in the data directory.
-    pub socket: PathBuf,
+    /// Paths of the storage-writers' Unix sockets; one of them is active. [] = writer.sock in the data directory.
+    pub sockets: Vec<PathBuf>,
+    /// Milliseconds that one of several storage-writers may take to answer a new link, at first.
+    pub link_hello_ms: u64,
     /// Requests of one link without an answer.
     pub link_window_requests: u32,
     /// Milliseconds before a lost link is first tried again.

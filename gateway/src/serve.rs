@@ -25,8 +25,8 @@ use std::time::Duration;
 pub struct Options {
     /// The configuration; `shards` 0 means one per core.
     pub config: Config,
-    /// The storage-writer's Unix socket.
-    pub writer_socket: PathBuf,
+    /// The storage-writers' Unix sockets: one of them is active. At least one.
+    pub writer_sockets: Vec<PathBuf>,
     /// The development key, if one is taken.
     pub dev_key: Option<DevKey>,
     /// What signs resume tickets.
@@ -109,6 +109,7 @@ pub struct Monitor {
     counters: Vec<Arc<Counters>>,
     draining: Arc<AtomicBool>,
     storage_reason: Arc<Mutex<String>>,
+    writer_sockets: Arc<[PathBuf]>,
     refused: Arc<Refused>,
 }
 
@@ -137,7 +138,9 @@ pub fn serve(options: Options) -> Result<Handle, Error> {
     let published = stats.clone();
     let storage_reason = Arc::new(Mutex::new(String::new()));
     let reason = storage_reason.clone();
-    let template = shard_options(config, shards, gateway);
+    let template = shard_options(&options, shards, gateway);
+    let writer_sockets: Arc<[PathBuf]> = options.writer_sockets.clone().into();
+    let sockets = writer_sockets.clone();
     let tickets = options.tickets.clone();
     let plane = plane::run(plane_options(&options, shards), move |shard| ChatBrain {
         shard: Shard::new(
@@ -148,11 +151,12 @@ pub fn serve(options: Options) -> Result<Handle, Error> {
         number: shard,
         stats: published[shard as usize].clone(),
         storage_reason: reason.clone(),
+        writer_sockets: sockets.clone(),
     })
     .map_err(Error::Start)?;
     let (driver, counters) = (plane.driver(), plane.counters().to_vec());
-    let monitor =
-        Monitor { driver, stats, counters, draining: Arc::new(AtomicBool::new(false)), storage_reason, refused };
+    let draining = Arc::new(AtomicBool::new(false));
+    let monitor = Monitor { driver, stats, counters, draining, storage_reason, writer_sockets, refused };
     Ok(Handle { plane, monitor })
 }
 
@@ -190,7 +194,7 @@ fn plane_options(options: &Options, shards: u16) -> plane::Options {
         },
         shards,
         connections_max: config.connections_max,
-        link_path: Some(options.writer_socket.clone()),
+        link_paths: options.writer_sockets.clone(),
         mesh: Capacities {
             request: requests,
             answer: requests,
@@ -202,7 +206,8 @@ fn plane_options(options: &Options, shards: u16) -> plane::Options {
     }
 }
 
-fn shard_options(config: &Config, shards: u16, gateway: u128) -> ShardOptions {
+fn shard_options(options: &Options, shards: u16, gateway: u128) -> ShardOptions {
+    let config = &options.config;
     let Config { lobby, session, chat, message, mesh, writer, identity, .. } = config;
     ShardOptions {
         shard: 0,
@@ -239,6 +244,8 @@ fn shard_options(config: &Config, shards: u16, gateway: u128) -> ShardOptions {
         payload_bytes_max: message.payload_bytes_max,
         frame_bytes_max: message.frame_bytes_max,
         mesh_requests_max: mesh.requests_max,
+        link_writers: options.writer_sockets.len() as u16,
+        link_hello_ms: writer.link_hello_ms,
         link_window: writer.link_window_requests as usize,
         link_retry_min_ms: writer.link_retry_min_ms,
         link_retry_max_ms: writer.link_retry_max_ms,
@@ -308,7 +315,13 @@ impl Monitor {
             }
             0 => Status::Ready,
             down => {
-                Status::NotReady(format!("{down} of {} shards have no link to the storage-writer", self.stats.len()))
+                let sockets: Vec<_> = self.writer_sockets.iter().map(|socket| socket.display().to_string()).collect();
+                let whom = if sockets.len() == 1 { "the storage-writer" } else { "an active storage-writer" };
+                Status::NotReady(format!(
+                    "{down} of {} shards have no link to {whom} at {}",
+                    self.stats.len(),
+                    sockets.join(" or ")
+                ))
             }
         }
     }
@@ -420,6 +433,14 @@ struct ChatBrain {
     number: u16,
     stats: Arc<Published>,
     storage_reason: Arc<Mutex<String>>,
+    writer_sockets: Arc<[PathBuf]>,
+}
+
+impl ChatBrain {
+    fn writer_socket(&self) -> String {
+        let socket = self.writer_sockets.get(usize::from(self.shard.link_writer()));
+        socket.map(|socket| socket.display().to_string()).unwrap_or_default()
+    }
 }
 
 type Out = Outputs<Mesh, Seat>;
@@ -472,13 +493,14 @@ impl Brain for ChatBrain {
             }
         }
         if !was_ready && self.shard.is_ready() {
-            tracing::info!(shard = self.number, "the link to the storage-writer is open");
+            tracing::info!(shard = self.number, "the link to the storage-writer at {} is open", self.writer_socket());
         }
     }
 
     fn handle_link_down(&mut self, now: Now, out: &mut Out) {
         if self.shard.is_ready() {
-            tracing::warn!(shard = self.number, "the link to the storage-writer is down; trying again");
+            let socket = self.writer_socket();
+            tracing::warn!(shard = self.number, "the link to the storage-writer at {socket} is down; trying again");
         }
         self.shard.handle_link_down(now, out);
     }

@@ -78,7 +78,7 @@ impl Brain for Mover {
             }
             "link" => {
                 self.linked = Some(conn);
-                out.push(Output::LinkConnect);
+                out.push(Output::LinkConnect { writer: 0 });
             }
             "halt" => out.push(Output::Halt(HaltReason::Fenced)),
             other => panic!("{other}"),
@@ -154,7 +154,7 @@ const SHARDS: u16 = 3;
 
 fn on_both_drivers(link: Option<&std::path::Path>, test: impl Fn(&Handle)) {
     for driver in DRIVERS {
-        let options = Options { link_path: link.map(Into::into), ..options(driver, SHARDS) };
+        let options = Options { link_paths: link.map(Into::into).into_iter().collect(), ..options(driver, SHARDS) };
         let running = plane::run(options, |me| Mover {
             me,
             open: HashSet::new(),

@@ -208,6 +208,13 @@ pub enum ToGateway {
         /// Why it does not, for people; empty when it does.
         reason: String,
     },
+    /// This writer stands by: another one holds the lease, or nobody does yet. In place of `Welcome`, or at any time
+    /// after it; nothing follows, and nothing that was asked on this link is answered here. The gateway tries the next
+    /// writer that it knows.
+    NotActive {
+        /// Where the active one is, for people; empty when that is not known.
+        active: String,
+    },
 }
 
 /// The link is open.

@@ -313,7 +313,7 @@ impl World {
                     self.brain(gateway, shard).brain.handle_mesh_full(now, target, message, out);
                 }
             }
-            Output::LinkConnect => self.connect_link(now, gateway, shard, out),
+            Output::LinkConnect { .. } => self.connect_link(now, gateway, shard, out),
             Output::LinkSend(bytes) => {
                 if let Some(link) = self.brain(gateway, shard).link {
                     self.send_to_writer(link, arena[bytes].to_vec());

@@ -1,5 +1,8 @@
 //! The gateway's end of the link to the storage-writer: numbering, window, resend, epoch hello. Rule 6: after a cut,
 //! everything unanswered is sent again, in order and unchanged, until it is answered; an outcome is never guessed.
+//!
+//! There may be several writers, one of them active: they are tried in turn, whoever welcomes the link gets what is
+//! unanswered, and stays the one to try first.
 
 use crate::planted::{self, Bug};
 use parley_protocol::ErrorCode;
@@ -49,6 +52,17 @@ pub enum LinkEvent<T> {
     Fenced,
     /// The writer will not have this gateway; the text says why.
     Rejected(String),
+    /// The writer stands by: close the link, the next one is tried. Where the active one is, if the writer knows.
+    NotActive(String),
+}
+
+/// When the next attempt is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// At once: another writer was not tried yet.
+    Now,
+    /// After a pause: all were tried, or the link was open.
+    Paused,
 }
 
 #[derive(Debug)]
@@ -76,11 +90,17 @@ pub struct Link<T> {
     next_unsent: usize,
     input: Vec<u8>,
     failures: u32,
+    /// How many writers there are.
+    writers: u16,
+    /// The one that is tried next, or that the link is to.
+    writer: u16,
+    /// Those that were tried in this round.
+    tried: u16,
 }
 
 impl<T> Link<T> {
-    /// A link that was never connected. `home_epoch` 0: not granted yet.
-    pub fn new(gateway: u128, shard: u16, shards: u16, window: usize) -> Self {
+    /// A link that was never connected, to one of `writers`. `home_epoch` 0: not granted yet.
+    pub fn new(gateway: u128, shard: u16, shards: u16, window: usize, writers: u16) -> Self {
         Self {
             gateway,
             shard,
@@ -95,6 +115,9 @@ impl<T> Link<T> {
             next_unsent: 0,
             input: Vec::new(),
             failures: 0,
+            writers: writers.max(1),
+            writer: 0,
+            tried: 0,
         }
     }
 
@@ -125,9 +148,19 @@ impl<T> Link<T> {
         self.state = State::Connecting;
     }
 
-    /// Attempts that failed since the link was last open.
+    /// Rounds through all writers that failed since the link was last open.
     pub fn failures(&self) -> u32 {
         self.failures
+    }
+
+    /// How many writers there are.
+    pub fn writers(&self) -> u16 {
+        self.writers
+    }
+
+    /// Which writer the next attempt is for, or the link is to; below [`Link::writers`].
+    pub fn writer(&self) -> u16 {
+        self.writer
     }
 
     /// The socket is there: appends the hello.
@@ -148,10 +181,21 @@ impl<T> Link<T> {
     }
 
     /// The socket is gone, or never came.
-    pub fn handle_down(&mut self) {
+    pub fn handle_down(&mut self) -> Retry {
+        let was_open = self.state == State::Up;
         self.state = State::Down;
-        self.failures = self.failures.saturating_add(1);
         self.input.clear();
+        // Who welcomed it is tried again first: it knows best whether it is still active.
+        if !was_open {
+            self.writer = (self.writer + 1) % self.writers;
+            self.tried += 1;
+            if self.tried < self.writers {
+                return Retry::Now;
+            }
+        }
+        self.tried = 0;
+        self.failures = self.failures.saturating_add(1);
+        Retry::Paused
     }
 
     /// Asks; the record leaves with the next [`Link::transmit`] that has room in the window. The caller bounds how much
@@ -242,12 +286,18 @@ impl<T> Link<T> {
                 self.home_epoch = home_epoch;
                 self.state = State::Up;
                 self.failures = 0;
+                self.tried = 0;
                 events.push_back(LinkEvent::Up { again: self.was_up });
                 self.was_up = true;
             }
             ToGateway::Status { ready, reason } => events.push_back(LinkEvent::Status { ready, reason }),
             ToGateway::Fenced => events.push_back(LinkEvent::Fenced),
             ToGateway::Rejected { reason } => events.push_back(LinkEvent::Rejected(reason)),
+            ToGateway::NotActive { active } => {
+                // Nothing leaves on this link any more, and its end counts as a failed attempt.
+                self.state = State::Greeting;
+                events.push_back(LinkEvent::NotActive(active));
+            }
             ToGateway::Answer(Answer { reply: Reply::Fenced, .. }) => events.push_back(LinkEvent::Fenced),
             ToGateway::Answer(Answer { no, reply }) => {
                 let index = no.checked_sub(self.first_no).map(|index| index as usize);

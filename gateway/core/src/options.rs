@@ -71,6 +71,10 @@ pub struct Options {
     pub frame_bytes_max: usize,
     /// Open requests from this shard to each home shard.
     pub mesh_requests_max: u32,
+    /// Writers to link to, one of which is active; tried in turn.
+    pub link_writers: u16,
+    /// With several writers: a hello without an answer for so long means that the next one is tried.
+    pub link_hello_ms: u64,
     /// Requests sent on the link without an answer.
     pub link_window: usize,
     /// First and longest pause before the link is connected again.
@@ -123,6 +127,8 @@ impl Default for Options {
             payload_bytes_max: 16 * 1024,
             frame_bytes_max: 64 * 1024,
             mesh_requests_max: 4096,
+            link_writers: 1,
+            link_hello_ms: 1_000,
             link_window: 16_384,
             link_retry_min_ms: 50,
             link_retry_max_ms: 2_000,

@@ -59,8 +59,11 @@ pub enum Output<M, S> {
         /// Its kind says which of the queues it takes.
         message: M,
     },
-    /// (Re)connect this shard's link to the storage-writer; answered by a link event, success or not.
-    LinkConnect,
+    /// (Re)connect this shard's link to a storage-writer; answered by a link event, success or not.
+    LinkConnect {
+        /// Which of those that are configured.
+        writer: u16,
+    },
     /// Queue bytes of the arena on the link.
     LinkSend(Range<usize>),
     /// Close the link; answered by a link-down event.

@@ -105,8 +105,8 @@ pub struct Options {
     pub connections_max: u32,
     /// How long a closed connection waits for what is queued to leave and for the peer to close, in milliseconds.
     pub linger_ms: u64,
-    /// The Unix socket of the storage-writer, if the brain links to one.
-    pub link_path: Option<PathBuf>,
+    /// The Unix sockets of the storage-writers, if the brain links to any.
+    pub link_paths: Vec<PathBuf>,
     /// Room of the queues between shards.
     pub mesh: Capacities,
     /// The ring driver's receive buffers.
@@ -124,7 +124,7 @@ impl Default for Options {
             shards: 1,
             connections_max: 16_384,
             linger_ms: 1_000,
-            link_path: None,
+            link_paths: Vec::new(),
             mesh: Capacities::default(),
             buffers: BufferOptions::default(),
             pin: true,
@@ -293,6 +293,7 @@ where
     let clock = Clock::start();
     let drainer = Drainer { control: control.clone(), wakers: mesh.wakers(), clock };
     let counters: Vec<_> = (0..options.shards).map(|_| Arc::new(Counters::default())).collect();
+    let link_paths: Arc<[PathBuf]> = options.link_paths.clone().into();
     let setups = listeners.into_iter().zip(&counters).enumerate().map(|(shard, (listener, counters))| ShardSetup {
         shard: shard as u16,
         options: options.clone(),
@@ -302,7 +303,7 @@ where
             control: control.clone(),
             counters: counters.clone(),
             clock,
-            link_path: options.link_path.clone(),
+            link_paths: link_paths.clone(),
         },
     });
     let threads = host::start(kind, setups, Arc::new(make_brain), &drainer)?;

@@ -50,7 +50,7 @@ pub(crate) struct Shared<B: Brain> {
     pub(crate) control: Arc<Control>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) clock: Clock,
-    pub(crate) link_path: Option<PathBuf>,
+    pub(crate) link_paths: Arc<[PathBuf]>,
 }
 
 pub(crate) struct Shard<B: Brain, D> {
@@ -280,7 +280,7 @@ impl<B: Brain, D: Driver> Shard<B, D> {
                     self.brain.handle_mesh_full(self.now, shard, message, &mut self.out);
                 }
             }
-            Output::LinkConnect => self.connect_link(),
+            Output::LinkConnect { writer } => self.connect_link(writer),
             Output::LinkSend(bytes) => {
                 if let Some(link) = self.link {
                     self.driver.send(link, &self.applying.arena[bytes]);
@@ -314,11 +314,11 @@ impl<B: Brain, D: Driver> Shard<B, D> {
         }
     }
 
-    fn connect_link(&mut self) {
+    fn connect_link(&mut self, writer: u16) {
         if let Some(old) = self.link.take() {
             self.driver.abort(old);
         }
-        let connected = self.open_link().and_then(|fd| {
+        let connected = self.open_link(writer).and_then(|fd| {
             let detached = Detached { fd, unread: Vec::new(), unsent: Default::default() };
             self.driver.adopt(detached).ok_or_else(|| std::io::Error::other("no room for the link"))
         });
@@ -328,14 +328,15 @@ impl<B: Brain, D: Driver> Shard<B, D> {
                 self.brain.handle_link_up(self.now, &mut self.out);
             }
             Err(error) => {
-                tracing::debug!(%error, shard = self.me, "the link to the storage-writer does not connect");
+                tracing::debug!(%error, shard = self.me, writer, "the link to the storage-writer does not connect");
                 self.brain.handle_link_down(self.now, &mut self.out);
             }
         }
     }
 
-    fn open_link(&self) -> std::io::Result<OwnedFd> {
-        let path = self.shared.link_path.as_ref().ok_or_else(|| std::io::Error::other("no link is configured"))?;
+    fn open_link(&self, writer: u16) -> std::io::Result<OwnedFd> {
+        let path = self.shared.link_paths.get(usize::from(writer));
+        let path = path.ok_or_else(|| std::io::Error::other("no such link is configured"))?;
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
         // Non-blocking while connecting: a listener with a full backlog refuses instead of stopping the shard.

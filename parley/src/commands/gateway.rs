@@ -19,13 +19,14 @@ fn serve(args: &GatewayArgs) -> Result<(), Failure> {
     server::raise_open_files();
     server::make_data_dir(&args.data)?;
     let options = server::gateway_options(&configuration, &args.data)?;
-    let socket = options.writer_socket.clone();
+    let sockets = options.writer_sockets.clone();
     let handle = server::start_gateway(options)?;
     let admin = server::start_admin(config.admin, Parts { gateway: Some(handle.monitor()), writer: None })?;
     server::await_gateway(&handle, &signals)?;
     println!("gateway  driver {}, {} shards", handle.driver(), handle.shards());
     println!("admin    http://{admin}/metrics  /readyz  /healthz");
-    println!("storage  {}", socket.display());
+    let sockets: Vec<_> = sockets.iter().map(|socket| socket.display().to_string()).collect();
+    println!("storage  {}", sockets.join(", "));
     println!("ready {}", server::client_url(handle.addr(), &config.path));
     if signals.wait_while(|| handle.is_running()) {
         tracing::info!("draining: clients are seen off and come back elsewhere or later");

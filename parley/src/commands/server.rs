@@ -223,8 +223,11 @@ pub(super) fn gateway_options(configuration: &Configuration, data: &Path) -> Res
     };
     let uring = configuration.machine.uring && config.driver != parley_config::Driver::Epoll;
     config.connections_max = config.connections_per_shard(&configuration.machine, uring);
-    let writer_socket = writer_socket(&config.writer.socket, data);
-    Ok(gateway::Options { config, writer_socket, dev_key, tickets })
+    let mut writer_sockets = config.writer.sockets.clone();
+    if writer_sockets.is_empty() {
+        writer_sockets.push(data.join(SOCKET_FILE));
+    }
+    Ok(gateway::Options { config, writer_sockets, dev_key, tickets })
 }
 
 /// Starts the gateway, with the reason if it cannot.

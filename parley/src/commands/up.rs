@@ -26,7 +26,8 @@ fn serve(args: &UpArgs) -> Result<(), Failure> {
     server::raise_open_files();
     server::make_data_dir(&data)?;
     // One process, one socket: the storage-writer's.
-    configuration.gateway.config.writer.socket = configuration.writer.config.socket.clone();
+    let socket = server::writer_socket(&configuration.writer.config.socket, &data);
+    configuration.gateway.config.writer.sockets = vec![socket];
     let writer = server::start_writer(&configuration, &signals)?;
     let gateway = server::start_gateway(server::gateway_options(&configuration, &data)?)?;
     let config = &configuration.gateway.config;

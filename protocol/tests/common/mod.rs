@@ -31,7 +31,8 @@ variants!(ACTION_NAMES, action_name, Action: Send Create Change);
 variants!(REPLY_NAMES, reply_name, Reply: Opened Chat Durable Duplicate Refused Failed Fenced Marked Inbox History Chats
     Members LoggedIn Users);
 variants!(TO_WRITER_NAMES, to_writer_name, ToWriter: Hello Request);
-variants!(TO_GATEWAY_NAMES, to_gateway_name, ToGateway: Welcome Fenced Rejected Answer Status);
+variants!(TO_GATEWAY_NAMES, to_gateway_name, ToGateway: Welcome Fenced Rejected Answer Status
+    NotActive);
 variants!(ERROR_NAMES, error_name, ErrorCode: BadFrame NoSuchChat NoSuchUser Forbidden TooLarge RateLimited Unavailable
     GroupFull WrongChatKind OwnerMustHandOver NoSuchSeq UnsupportedKind BadToken TooMany NoChange Damaged);
 
@@ -371,5 +372,6 @@ pub(crate) fn to_gateway() -> Vec<ToGateway> {
     ];
     records.extend(replies().into_iter().enumerate().map(answer));
     records.push(ToGateway::Status { ready: false, reason: "disk full".into() });
+    records.push(ToGateway::NotActive { active: "/run/parley/b/writer.sock".into() });
     records
 }

@@ -17,7 +17,7 @@ pub use session::{Out, Seat};
 
 use crate::authority::Authority;
 use crate::brain::Brain;
-use crate::link::{Link, LinkEvent, State};
+use crate::link::{Link, LinkEvent, Retry, State};
 use crate::mesh::{Credits, Fanout, Mesh, Origin};
 use crate::options::Options;
 use crate::output::{ConnId, HaltReason, Output};
@@ -29,7 +29,7 @@ use core::net::SocketAddr;
 use hashbrown::HashMap;
 use parley_protocol::close;
 use parley_protocol::link::MarkUpdate;
-use parley_protocol::partition::PARTITIONS;
+use parley_protocol::partition::{PARTITIONS, split_mix_64};
 use parley_protocol::{ChatId, ClientMsgId, UserId};
 use session::{Conn, Session};
 use std::collections::{BTreeSet, VecDeque};
@@ -173,7 +173,7 @@ impl Shard {
             timers.arm(now.mono_ms, Timer::Link);
         }
         Self {
-            link: Link::new(options.gateway, options.shard, shards, options.link_window),
+            link: Link::new(options.gateway, options.shard, shards, options.link_window, options.link_writers),
             link_events: VecDeque::new(),
             link_heard_ms: 0,
             storage_reason: String::new(),
@@ -207,6 +207,11 @@ impl Shard {
     /// The link is open.
     pub fn is_ready(&self) -> bool {
         self.link.state() == State::Up
+    }
+
+    /// Which of the writers the link is to, or is tried next.
+    pub fn link_writer(&self) -> u16 {
+        self.link.writer()
     }
 
     /// Why the storage tier takes no commands, as it said last; empty while it does.
@@ -258,16 +263,39 @@ impl Shard {
         let may_ask = self.options.shard == 0 || self.link.home_epoch() != 0;
         if self.link.state() == State::Down && may_ask && !self.halted {
             self.link.connecting();
-            out.push(Output::LinkConnect);
+            out.push(Output::LinkConnect { writer: self.link.writer() });
         }
     }
 
     fn link_lost(&mut self, now: Now) {
-        self.link.handle_down();
+        let pause = match self.link.handle_down() {
+            Retry::Now => 0,
+            Retry::Paused => self.link_pause_ms(),
+        };
+        self.timers.arm(now.mono_ms + pause, Timer::Link);
+    }
+
+    /// The pause after a round through the writers: twice the one before, up to the longest.
+    fn link_pause_ms(&self) -> u64 {
         let exponent = self.link.failures().min(16);
         let longest = self.options.link_retry_max_ms.max(1);
         let pause = (self.options.link_retry_min_ms.max(1) << exponent >> 1).clamp(1, longest);
-        self.timers.arm(now.mono_ms + pause, Timer::Link);
+        if self.link.writers() == 1 {
+            return pause;
+        }
+        // Not all shards of all gateways at the same moment: up to a quarter less, by who it is and which round.
+        let who = self.options.gateway as u64 ^ u64::from(self.options.shard) << 32 ^ u64::from(self.link.failures());
+        pause - split_mix_64(who) % (pause / 4 + 1)
+    }
+
+    /// How long the link may owe something and say nothing. With several writers a hello is not waited for as long as an
+    /// answer; each round that none answers, it is waited for longer, as they may just be slow.
+    fn link_patience_ms(&self) -> u64 {
+        let idle_ms = self.options.link_idle_ms;
+        if self.link.state() == State::Up || self.link.writers() == 1 {
+            return idle_ms;
+        }
+        (self.options.link_hello_ms.max(1) << self.link.failures().min(16)).min(idle_ms)
     }
 
     /// A link that owes answers and says nothing is closed: the requests are sent again on the next one.
@@ -279,7 +307,7 @@ impl Shard {
         if !owes {
             self.link_heard_ms = now.mono_ms;
         }
-        let dead_at = self.link_heard_ms + self.options.link_idle_ms;
+        let dead_at = self.link_heard_ms + self.link_patience_ms();
         if now.mono_ms >= dead_at {
             out.push(Output::LinkClose);
         } else {
@@ -308,6 +336,7 @@ impl Shard {
                 }
                 LinkEvent::Fenced => self.halt(HaltReason::Fenced, out),
                 LinkEvent::Rejected(_) => self.halt(HaltReason::LinkVersion, out),
+                LinkEvent::NotActive(_) => out.push(Output::LinkClose),
             }
         }
     }
@@ -403,7 +432,7 @@ impl Brain for Shard {
         out.link_send_with(|arena| link.handle_up(arena));
         self.link_count = self.link_count.wrapping_add(1);
         self.link_heard_ms = now.mono_ms;
-        self.timers.arm(now.mono_ms + self.options.link_idle_ms, Timer::LinkIdle(self.link_count));
+        self.timers.arm(now.mono_ms + self.link_patience_ms(), Timer::LinkIdle(self.link_count));
         self.settle(now, out);
     }
 

@@ -293,7 +293,7 @@ impl World {
                         self.gateways[gateway].mesh.push_back((shard, target, message));
                     }
                 }
-                Output::LinkConnect => self.connect_link(gateway, shard),
+                Output::LinkConnect { .. } => self.connect_link(gateway, shard),
                 Output::LinkSend(bytes) => {
                     if let Some(link) = self.gateways[gateway].links[shard as usize]
                         && let Some((.., input)) = self.link_inputs.get_mut(&link)
