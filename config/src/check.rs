@@ -2,7 +2,7 @@
 //! on this machine. Judges and renders; reads nothing.
 
 use crate::layers::{Entry, Loaded};
-use crate::{Driver, Gateway, StorageWriter};
+use crate::{Driver, Engine, Gateway, StorageWriter};
 use std::fmt::Write;
 
 /// Descriptors that are not client sockets: links, the store's files, logs, standard streams.
@@ -95,6 +95,7 @@ pub fn check(gateway: &Loaded<Gateway>, writer: &Loaded<StorageWriter>, machine:
     memory(&gateway.config, &writer.config, machine, &mut findings);
     driver(&gateway.config, machine, &mut findings);
     agreement(&gateway.config, &writer.config, &mut findings);
+    cluster(&writer.config, &mut findings);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
 
     let mut text = String::new();
@@ -153,7 +154,7 @@ fn cores(gateway: &Gateway, writer: &StorageWriter, machine: &Machine, findings:
         let text = "pin = true with more shards than cores pins two shards to one core: set pin = false".to_owned();
         findings.push(Finding { severity: Severity::Warning, text });
     }
-    if readers > machine.cores {
+    if readers > machine.cores && writer.store == Engine::Embedded {
         let text = format!("readers.threads = {readers}, but there are {} cores", machine.cores);
         findings.push(Finding { severity: Severity::Warning, text });
     }
@@ -197,6 +198,9 @@ fn memory(gateway: &Gateway, writer: &StorageWriter, machine: &Machine, findings
             machine.memory_bytes >> 20
         );
         findings.push(Finding { severity: Severity::Warning, text });
+    }
+    if writer.store != Engine::Embedded {
+        return;
     }
     let store = &writer.embedded;
     let engine = (store.cache_bytes as u64).saturating_add(MEMTABLES_HOT * store.memtable_bytes as u64);
@@ -286,5 +290,32 @@ fn agreement(gateway: &Gateway, writer: &StorageWriter, findings: &mut Vec<Findi
                 findings.push(Finding { severity: Severity::Error, text });
             }
         }
+    }
+}
+
+/// Reads side by side below which readers wait for the cluster rather than work.
+const CLUSTER_READERS_MIN: u16 = 4;
+
+fn cluster(writer: &StorageWriter, findings: &mut Vec<Finding>) {
+    if writer.store != Engine::Scylla {
+        return;
+    }
+    let options = &writer.scylla;
+    let has = |path: &std::path::Path| !path.as_os_str().is_empty();
+    let mut find = |severity, text: String| findings.push(Finding { severity, text });
+    if has(&options.password_file) == options.user.is_empty() {
+        let text = "scylla.user and scylla.password_file are of use together only: set both or none".to_owned();
+        find(Severity::Error, text);
+    }
+    if has(&options.password_file) && !has(&options.tls_ca) {
+        let text = "the password of scylla.user goes over the network as it is: set scylla.tls_ca".to_owned();
+        find(Severity::Warning, text);
+    }
+    if writer.readers.threads < CLUSTER_READERS_MIN {
+        let text = format!(
+            "readers.threads = {}: each waits for the cluster with every read; set it to 16, say",
+            writer.readers.threads
+        );
+        find(Severity::Warning, text);
     }
 }

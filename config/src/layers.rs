@@ -121,12 +121,15 @@ fn gateway_relations(config: &Gateway) -> Vec<(&'static str, Relation, u64, &'st
 }
 
 fn writer_relations(config: &StorageWriter) -> Vec<(&'static str, Relation, u64, &'static str)> {
-    vec![(
-        "commit.batch_bytes_max",
-        Relation::AtLeast,
-        4 * config.limits.payload_bytes_max as u64,
-        "4 * limits.payload_bytes_max",
-    )]
+    vec![
+        (
+            "commit.batch_bytes_max",
+            Relation::AtLeast,
+            4 * config.limits.payload_bytes_max as u64,
+            "4 * limits.payload_bytes_max",
+        ),
+        ("scylla.in_flight_min", Relation::AtMost, config.scylla.in_flight_max as u64, "scylla.in_flight_max"),
+    ]
 }
 
 fn load<T: DeserializeOwned>(

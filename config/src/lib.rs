@@ -16,7 +16,7 @@ pub use layers::{Entry, Loaded, Sources, load_gateway, load_storage_writer};
 pub use layers::{load_gateway_text, load_storage_writer_text};
 pub use types::{
     Chat, Commit, Driver, Embedded, Engine, Gateway, Identity, Level, Limits, Lobby, Log, LogFormat, Mesh, Message,
-    Readers, Session, StorageWriter, WriterLink,
+    Readers, Scylla, Session, StorageWriter, Tablets, WriterLink,
 };
 
 /// The shipped `gateway.toml`, which is the default of every key.

@@ -29,6 +29,14 @@ pub(crate) enum Rule {
     Sockets,
     /// A list of origins.
     Origins,
+    /// A list of hosts with ports, at least one.
+    Nodes,
+    /// A name that needs no quotes in CQL.
+    Keyspace,
+    /// A map in CQL, or nothing.
+    CqlMap,
+    /// A list of options of tables.
+    TableOptions,
 }
 
 /// `sun_path` holds 108 bytes, the last a zero: unix(7).
@@ -111,7 +119,7 @@ pub(crate) const STORAGE_WRITER: &[(&str, Rule)] = &[
     ("data", Rule::NonEmpty),
     ("socket", Rule::Socket),
     ("admin", Rule::Address),
-    ("store", Rule::OneOf(&["embedded"])),
+    ("store", Rule::OneOf(&["embedded", "scylla"])),
     ("worker", Rule::Range(0, 1_023)),
     ("commit.batch_commands_max", Rule::Range(1, 1 << 20)),
     ("commit.batch_bytes_max", Rule::Range(4_096, GIB)),
@@ -122,6 +130,21 @@ pub(crate) const STORAGE_WRITER: &[(&str, Rule)] = &[
     // fjall refuses less than 64 MiB.
     ("embedded.journal_bytes_max", Rule::Range(64 << 20, 1 << 42)),
     ("embedded.disk_reserve_bytes", Rule::Range(1 << 20, 1 << 42)),
+    ("scylla.contact_points", Rule::Nodes),
+    ("scylla.keyspace", Rule::Keyspace),
+    ("scylla.user", Rule::Text),
+    ("scylla.password_file", Rule::Text),
+    ("scylla.tls_ca", Rule::Text),
+    ("scylla.datacenter", Rule::Text),
+    ("scylla.replication", Rule::CqlMap),
+    ("scylla.tablets", Rule::OneOf(&["default", "on", "off"])),
+    ("scylla.table_options", Rule::TableOptions),
+    // Below, a slow answer ends the lease; above, nobody takes over for minutes.
+    ("scylla.lease_ms", Rule::Range(500, 60_000)),
+    ("scylla.request_timeout_ms", Rule::Range(100, 60_000)),
+    ("scylla.in_flight_min", Rule::Range(1, 32_768)),
+    // The driver has as many requests on one connection.
+    ("scylla.in_flight_max", Rule::Range(1, 32_768)),
     ("limits.group_members_max", MEMBERS),
     ("limits.inbox_fanout_members_max", MEMBERS),
     ("limits.payload_bytes_max", PAYLOAD),
@@ -148,6 +171,12 @@ impl Rule {
                 format!("at most {SOCKETS_MAX} different paths, each of at most {SOCKET_PATH_BYTES_MAX} bytes")
             }
             Rule::Origins => "\"*\", or origins such as \"https://chat.example.com\"".to_owned(),
+            Rule::Nodes => "hosts with ports such as \"127.0.0.1:9042\", at least one".to_owned(),
+            Rule::Keyspace => "a to z, 0 to 9 and _, a letter first, at most 48 of them".to_owned(),
+            Rule::CqlMap => {
+                "a map in CQL such as \"{'class': 'NetworkTopologyStrategy', 'dc1': 3}\", or nothing".to_owned()
+            }
+            Rule::TableOptions => "options such as \"events.gc_grace_seconds = 86400\"".to_owned(),
         }
     }
 
@@ -172,6 +201,12 @@ impl Rule {
                 items.len() <= SOCKETS_MAX && different && items.iter().all(is_path)
             }
             (Rule::Origins, Value::Array(items)) => items.iter().all(is_origin),
+            (Rule::Nodes, Value::Array(items)) => !items.is_empty() && items.iter().all(is_node),
+            (Rule::Keyspace, Value::String(text)) => is_keyspace(text),
+            (Rule::CqlMap, Value::String(text)) => {
+                text.is_empty() || (text.starts_with('{') && text.ends_with('}') && !text.contains(';'))
+            }
+            (Rule::TableOptions, Value::Array(items)) => items.iter().all(is_table_option),
             _ => false,
         }
     }
@@ -192,6 +227,26 @@ fn is_origin(value: &Value) -> bool {
     let Some(text) = value.as_str() else { return false };
     let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
     text == "*" || host.is_some_and(|host| !host.is_empty() && !host.contains(['/', ' ', '*', '?', '#']))
+}
+
+fn is_node(value: &Value) -> bool {
+    let Some((host, port)) = value.as_str().and_then(|text| text.rsplit_once(':')) else { return false };
+    !host.is_empty() && !host.contains([' ', ',', '/']) && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+fn is_keyspace(text: &str) -> bool {
+    let inner = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
+    text.starts_with(|first: char| first.is_ascii_lowercase()) && inner && text.len() <= 48
+}
+
+/// `table.option = value`; which tables there are is known where they are made.
+fn is_table_option(value: &Value) -> bool {
+    let is_word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let parts = value.as_str().and_then(|text| text.split_once('='));
+    parts.is_some_and(|(name, value)| {
+        let named = name.trim().split_once('.').is_some_and(|(table, option)| is_word(table) && is_word(option));
+        named && !value.trim().is_empty() && !value.contains(';')
+    })
 }
 
 #[cfg(test)]
@@ -238,6 +293,31 @@ mod tests {
         }
         for bad in ["", "chat.example.com", "https://", "https://a/", "https://*.example.com", "null"] {
             assert!(!is_origin(&Value::from(bad)), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_goes_into_cql_is_checked() {
+        let admits = |rule: Rule, texts: &[&str]| {
+            rule.admits(&Value::Array(texts.iter().map(|text| Value::from(*text)).collect()))
+        };
+        assert!(admits(Rule::Nodes, &["127.0.0.1:9042", "node-2.example:9042", "[::1]:9042"]));
+        for bad in ["", "127.0.0.1", ":9042", "a:0", "a:70000", "a:1,b:2"] {
+            assert!(!admits(Rule::Nodes, &[bad]), "{bad}");
+        }
+        assert!(!admits(Rule::Nodes, &[]));
+        assert!(admits(Rule::TableOptions, &["inbox.compaction = {'class': 'X'}", "events.gc_grace_seconds=1"]));
+        for bad in ["events", "events.compaction", "compaction = {}", "events.x =", "events.x = 1; DROP TABLE y"] {
+            assert!(!admits(Rule::TableOptions, &[bad]), "{bad}");
+        }
+        for (rule, good, bad) in [
+            (Rule::Keyspace, "parley_2", "Parley"),
+            (Rule::Keyspace, "p", "2p"),
+            (Rule::CqlMap, "", "SimpleStrategy"),
+            (Rule::CqlMap, "{'class': 'SimpleStrategy', 'replication_factor': 1}", "{'a': 1}; DROP {}"),
+        ] {
+            assert!(rule.admits(&Value::from(good)), "{good}");
+            assert!(!rule.admits(&Value::from(bad)), "{bad}");
         }
     }
 }

@@ -23,6 +23,20 @@ pub enum Driver {
 pub enum Engine {
     /// On the local disk.
     Embedded,
+    /// On a cluster of ScyllaDB or Cassandra.
+    Scylla,
+}
+
+/// ScyllaDB's tablets of a keyspace that is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tablets {
+    /// The cluster's choice; the only one that Cassandra understands.
+    Default,
+    /// With.
+    On,
+    /// Without: needed where lightweight transactions do not work with them.
+    Off,
 }
 
 /// How a line of log looks.
@@ -258,7 +272,7 @@ pub struct StorageWriter {
     pub socket: PathBuf,
     /// Address of /healthz, /readyz and /metrics. Never expose it: it asks for no token.
     pub admin: SocketAddr,
-    /// Engine: "embedded".
+    /// Engine: "embedded" (this machine's disk) or "scylla" (a cluster of ScyllaDB or Cassandra).
     pub store: Engine,
     /// Number of this writer in its ids, 0 to 1023; no two writers that run at once share one.
     pub worker: u16,
@@ -268,6 +282,8 @@ pub struct StorageWriter {
     pub readers: Readers,
     /// `[embedded]`
     pub embedded: Embedded,
+    /// `[scylla]`
+    pub scylla: Scylla,
     /// `[limits]`
     pub limits: Limits,
     /// `[log]`
@@ -306,6 +322,39 @@ pub struct Embedded {
     pub journal_bytes_max: usize,
     /// Bytes that must stay free on the disk: below, nothing is acknowledged until there is room again.
     pub disk_reserve_bytes: u64,
+}
+
+/// The cluster, with store = "scylla".
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scylla {
+    /// Nodes that are asked first, host:port; the others are learned from them.
+    pub contact_points: Vec<String>,
+    /// Keyspace of the tables.
+    pub keyspace: String,
+    /// User that logs in. "" = none.
+    pub user: String,
+    /// Path of the file with the user's password.
+    pub password_file: PathBuf,
+    /// Path of the certificates (PEM) of who signs the nodes' certificates. "" = connections are not encrypted.
+    pub tls_ca: PathBuf,
+    /// Datacenter whose nodes are asked first. "" = any. Quorums are always those of the whole cluster.
+    pub datacenter: String,
+    /// Replication of a keyspace that is created, in CQL. "" = three copies, or one where there are fewer than three
+    /// nodes.
+    pub replication: String,
+    /// Tablets of a keyspace that is created. ScyllaDB only.
+    pub tablets: Tablets,
+    /// Options of tables instead of their own, such as "events.compaction = {'class': 'UnifiedCompactionStrategy'}".
+    pub table_options: Vec<String>,
+    /// Milliseconds that a renewal of the lease holds: who takes over from a dead writer waits for two of them.
+    pub lease_ms: u32,
+    /// Milliseconds until the outcome of a request is called unknown and the request is repeated.
+    pub request_timeout_ms: u64,
+    /// Statements in flight below which the limit does not fall, however slow the cluster is. At most in_flight_max.
+    pub in_flight_min: usize,
+    /// Statements in flight above which the limit does not rise.
+    pub in_flight_max: usize,
 }
 
 /// What the log enforces, and what it keeps in memory.

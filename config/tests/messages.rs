@@ -213,3 +213,32 @@ fn a_slip_in_the_first_part_of_a_name_is_not_passed_over() {
     let env = pairs(&[("PARLEY_STORAGE_WRITER__WORKER", "1"), ("PARLEY_TEST_DRIVER", "epoll")]);
     assert!(load_gateway(Sources { dir: None, env: &env, flags: &[] }).is_ok(), "the other's, and no key at all");
 }
+
+#[test]
+fn a_cluster_is_configured_whole() {
+    let check_of = |writer: &str| {
+        let dir = dir("", writer);
+        let sources = Sources { dir: Some(dir.path()), env: &[], flags: &[] };
+        let (gateway, writer) = (load_gateway(sources).unwrap(), load_storage_writer(sources).unwrap());
+        check(&gateway, &writer, &machine())
+    };
+    let good = "store = \"scylla\"\n[readers]\nthreads = 16\n[scylla]\ncontact_points = [\"a:1\", \"b:2\"]\n";
+    let report = check_of(good);
+    assert!(report.findings.is_empty(), "{:?}", report.findings);
+    let report = check_of("store = \"scylla\"\n[scylla]\nuser = \"parley\"\n");
+    assert!(!report.is_ok());
+    let report = check_of("store = \"scylla\"\n[scylla]\nuser = \"parley\"\npassword_file = \"p\"\n");
+    assert!(report.is_ok());
+    let findings: Vec<&str> = report.findings.iter().map(|finding| finding.text.as_str()).collect();
+    insta::assert_snapshot!(findings.join("\n"));
+    let bad = dir(
+        "",
+        "store = \"cassandra\"\n[scylla]\ncontact_points = []\nkeyspace = \"a;b\"\nlease_ms = 1\n\
+         tablets = \"yes\"\nreplication = \"3\"\ntable_options = [\"x\"]\n",
+    );
+    let error = load_storage_writer(Sources { dir: Some(bad.path()), env: &[], flags: &[] }).unwrap_err();
+    insta::assert_snapshot!("values_of_a_cluster", masked(&error.to_string(), bad.path()));
+    let flags = pairs(&[("scylla.in_flight_min", "100"), ("scylla.in_flight_max", "50")]);
+    let error = load_storage_writer(Sources { dir: None, env: &[], flags: &flags }).unwrap_err();
+    assert!(error.to_string().contains("must be at most 50: scylla.in_flight_max"), "{error}");
+}
