@@ -19,7 +19,7 @@ macro_rules! bugs {
             /// Every one, in the order of the rules.
             pub const ALL: &'static [Bug] = &[$(Bug::$bug,)*];
 
-            /// The rule of the delivery protocol (1 to 14) that is broken; 0 for a promise beside them.
+            /// The rule of the delivery protocol (1 to 17) that is broken; 0 for a promise beside them.
             pub const fn rule(self) -> u8 {
                 match self {
                     $(Bug::$bug => $rule,)*
@@ -160,6 +160,18 @@ bugs! {
     /// Rule 14: history outside the intervals of a membership is served. Makes: content that the user may not have.
     /// Seen by: nobody receives what they may not.
     HistoryOutsideIntervals = 14,
+    /// Rule 15: a reader of a cluster does not ask what is in flight, and shows what it finds. Makes: events and entries
+    /// that a takeover numbers differently, or that nobody acknowledged. Seen by: a device's stream is its user's inbox.
+    ReaderPastHead = 15,
+    /// Rule 15: on a cluster, an inbox entry does not wait for its event. Makes: an entry of an event that is not there,
+    /// and after a takeover of another one. Seen by: the inbox holds what the log, replayed, gives its user.
+    InboxBeforeEvent = 15,
+    /// Rule 15: whoever takes a cluster over reads the records and derives nothing again. Makes: events without their
+    /// entries, and ghosts that nothing stands before. Seen by: the inbox holds what the log, replayed, gives its user.
+    NoRederivation = 15,
+    /// Rule 16: a writer of a cluster goes on when its lease is over. Makes: writes and answers beside the next writer's.
+    /// Seen by: every `Sent` event is in the log exactly once.
+    ZombieWrites = 16,
     /// Beside the rules: own messages are counted as unread. Makes: a wrong badge. Seen by: unread equals the model's.
     OwnMessagesUnread = 0,
     /// Beside the rules: a delivered mark is taken as a read mark of 0. Makes: a read mark that falls. Seen by:
@@ -277,7 +289,7 @@ mod tests {
     fn a_bug_is_found_by_its_name() {
         for bug in Bug::ALL {
             assert_eq!(Bug::named(&bug.name().to_lowercase()), Some(*bug));
-            assert!(bug.rule() <= 14);
+            assert!(bug.rule() <= 17);
         }
         assert_eq!(Bug::named("none"), None);
     }

@@ -10,5 +10,8 @@
 //! ```
 
 pub mod cluster;
+pub mod engine;
 pub mod lease;
+pub mod limit;
+pub mod redo;
 pub mod rows;

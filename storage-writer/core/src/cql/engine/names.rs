@@ -1,0 +1,83 @@
+//! Look-ups of commands by name. Those that wait for the same partition share a request.
+
+use super::{Engine, Owner};
+use crate::cql::rows::{LEVEL_CREATIONS, Read, Row, command_bucket, command_level};
+use crate::store::{CommandName, CommandRow};
+use parley_protocol::{ClientMsgId, UserId};
+use std::collections::VecDeque;
+
+/// Names in one read.
+const NAMES_MAX: usize = 100;
+
+/// A partition of names: scope, level, bucket.
+pub(super) type NamesKey = (u128, u8, u32);
+
+/// One that is looked for, and the load that it is for.
+type Wanted = (u64, UserId, ClientMsgId);
+
+/// Look-ups in one partition: a read is under way, and the next gathers.
+#[derive(Debug, Default)]
+pub(super) struct NamesLane {
+    asked: Vec<Wanted>,
+    waiting: VecDeque<Wanted>,
+}
+
+impl Engine {
+    /// Starts a look-up; gives the number of partitions that will answer. `head_max` is not below the chat's head.
+    pub(super) fn look_up(&mut self, load: u64, name: &CommandName, head_max: u64) -> usize {
+        let keys: Vec<NamesKey> = if name.chat_id.0 == 0 {
+            vec![(u128::from(name.sender.0), LEVEL_CREATIONS, 0)]
+        } else {
+            let levels = 0..=command_level(head_max);
+            levels.map(|level| (name.chat_id.0, level, command_bucket(level, name.client_msg_id))).collect()
+        };
+        for key in &keys {
+            let lane = self.names.entry(*key).or_default();
+            lane.waiting.push_back((load, name.sender, name.client_msg_id));
+            if lane.asked.is_empty() {
+                self.ask_names(*key);
+            }
+        }
+        keys.len()
+    }
+
+    fn ask_names(&mut self, key: NamesKey) {
+        let Some(lane) = self.names.get_mut(&key) else { return };
+        if lane.waiting.is_empty() {
+            self.names.remove(&key);
+            return;
+        }
+        let asked = lane.waiting.len().min(NAMES_MAX);
+        lane.asked = lane.waiting.drain(..asked).collect();
+        let names = lane.asked.iter().map(|(_, sender, client_msg_id)| (*sender, *client_msg_id)).collect();
+        let (scope, level, bucket) = key;
+        self.read(Read::Commands { scope, level, bucket, names }, Owner::Names(key));
+    }
+
+    pub(super) fn names_read(&mut self, key: NamesKey, rows: &[Row]) {
+        let Some(lane) = self.names.get_mut(&key) else { return };
+        let asked = std::mem::take(&mut lane.asked);
+        self.ask_names(key);
+        for (load, sender, client_msg_id) in asked {
+            let found = rows.iter().find_map(|row| match row {
+                Row::Command(row) if (row.name.sender, row.name.client_msg_id) == (sender, client_msg_id) => Some(*row),
+                _ => None,
+            });
+            self.name_read(load, found);
+        }
+    }
+
+    pub(super) fn names_damaged(&mut self, key: NamesKey, why: &str) {
+        let Some(lane) = self.names.get_mut(&key) else { return };
+        let asked = std::mem::take(&mut lane.asked);
+        self.ask_names(key);
+        for (load, ..) in asked {
+            self.load_damaged(load, why.to_owned());
+        }
+    }
+
+    /// The row of a name that a look-up found, as the writer knows it.
+    pub(super) fn named(name: &CommandName, row: CommandRow) -> CommandRow {
+        CommandRow { name: *name, ..row }
+    }
+}

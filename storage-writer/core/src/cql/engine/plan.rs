@@ -1,0 +1,417 @@
+//! Groups: what each becomes, and when it is complete. The order within is kept by the lanes: `chats`, `inboxes`, `marks`.
+
+use super::chats::AppendJob;
+use super::flight::Keys;
+use super::inboxes::{EntryJob, Gate, Of};
+use super::marks::MarkJob;
+use super::work::Waiter;
+use super::{Engine, Owner};
+use crate::cql::redo::{Redo, RedoCommand, RedoEntry, RedoMark, RedoMember};
+use crate::cql::rows::{Change, EventRow, Partition, Row, WorkKey};
+use crate::store::{Append, EntryRow, Group, MarkWrite, OpId, Outcome, StoreRequest, StoreResult, UserRow};
+use hashbrown::{HashMap, HashSet};
+use parley_protocol::{ChatId, UserId};
+
+/// A group that is not complete.
+#[derive(Debug, Default)]
+pub(super) struct Flight {
+    /// Who hears of it; none while it was told to be unknown and did not come again, and for the recovery.
+    pub(super) op: Option<OpId>,
+    unknown_ms: u64,
+    /// Appends, marks, users, unique keys and records that do not stand.
+    pub(super) left: usize,
+    pub(super) users_left: usize,
+    /// They wait for the users.
+    uniques: Vec<(String, u128)>,
+    pub(super) keys: Keys,
+    /// Loads of what it touches.
+    pub(super) loads: Vec<(OpId, StoreRequest)>,
+}
+
+impl Flight {
+    /// When the writer is told that nothing is known of it.
+    pub(super) fn unknown_ms(&self) -> Option<u64> {
+        self.op.map(|_| self.unknown_ms)
+    }
+
+    pub(super) fn tell_unknown(&mut self, now_ms: u64) -> Option<OpId> {
+        self.op.take_if(|_| now_ms >= self.unknown_ms)
+    }
+}
+
+/// A group, taken apart.
+#[derive(Debug, Default)]
+pub(super) struct Plan {
+    pub(super) no: u64,
+    pub(super) appends: Vec<PlannedAppend>,
+    /// Entries that follow from no append: rows at heads that the recovery takes over.
+    pub(super) heads: Vec<(UserId, u64, EntryRow)>,
+    /// Marks that follow from no append.
+    pub(super) marks: Vec<MarkWrite>,
+    pub(super) users: Vec<UserRow>,
+    pub(super) uniques: Vec<(String, u128)>,
+    /// Rows that nothing waits for but the group.
+    pub(super) parts: Vec<(Partition, Row)>,
+    /// Chats and users are put into a list of work; not those that the recovery found in one.
+    pub(super) listed: bool,
+}
+
+/// An append with its events as rows, and what follows from them.
+#[derive(Debug)]
+pub(super) struct PlannedAppend {
+    pub(super) append: Append,
+    /// Marks of who joined: they follow from it, and are in its `redo`.
+    pub(super) joined: Vec<MarkWrite>,
+    /// Marks of these are not written; their own entries are.
+    pub(super) marked: HashSet<UserId>,
+    pub(super) derived_through: u64,
+    /// Entries of `append` and `joined` that stand already.
+    pub(super) entered: HashSet<(UserId, u64)>,
+    /// The checkpoint is not written again.
+    pub(super) checkpoint_stands: bool,
+}
+
+impl PlannedAppend {
+    fn redo(&self) -> Redo {
+        let append = &self.append;
+        let entry = |entry: &crate::store::Entry| match entry.row {
+            EntryRow::Event { seq, .. } => Some(RedoEntry { user_id: entry.user_id, inbox_seq: entry.inbox_seq, seq }),
+            EntryRow::Own { .. } => None,
+        };
+        Redo {
+            entries: append.entries.iter().filter_map(entry).collect(),
+            commands: append
+                .commands
+                .iter()
+                .map(|row| RedoCommand { seq: row.seq, creation: row.name.chat_id != append.chat_id })
+                .collect(),
+            members: append
+                .members
+                .iter()
+                .map(|(user_id, row)| RedoMember { user_id: *user_id, row: row.clone() })
+                .collect(),
+            checkpoint: append.checkpoint.clone(),
+            present: append.present,
+            joined: self
+                .joined
+                .iter()
+                .map(|mark| RedoMark { user_id: mark.user_id, row: mark.row, inbox_seq: mark.inbox_seq })
+                .collect(),
+        }
+    }
+
+    fn rows(&mut self, epoch: u64) -> Vec<Row> {
+        let redo = self.redo().encode();
+        let events = std::mem::take(&mut self.append.events);
+        let derived_through = self.derived_through;
+        let mut rows: Vec<_> =
+            events.into_iter().map(|event| EventRow { event, epoch, derived_through, redo: Vec::new() }).collect();
+        if let Some(last) = rows.last_mut() {
+            last.redo = redo;
+        }
+        rows.into_iter().map(Row::Event).collect()
+    }
+}
+
+impl Engine {
+    pub(super) fn commit(&mut self, op: OpId, group: Group) {
+        let unknown_ms = self.now_ms.saturating_add(self.options.unknown_after_ms);
+        if group.writer_epoch < self.epoch {
+            return self.answer(op, StoreResult::Committed(Outcome::Fenced));
+        }
+        if group.no <= self.complete_to || self.complete.contains(&group.no) {
+            return self.answer(op, StoreResult::Committed(Outcome::Durable));
+        }
+        if let Some(flight) = self.flights.get_mut(&group.no) {
+            // It comes again, unchanged, and goes on where it was.
+            (flight.op, flight.unknown_ms) = (Some(op), unknown_ms);
+            return;
+        }
+        self.flights.insert(group.no, Flight { op: Some(op), unknown_ms, ..Flight::default() });
+        self.work.rotate_if_due(self.now_ms, self.submitted_no);
+        self.delete_outlived();
+        self.submitted_no = self.submitted_no.max(group.no);
+        let plan = self.take_apart(group);
+        self.plan(plan);
+    }
+
+    /// What follows from an append is put to it. `opened` needs no row: who restarts has granted a new home epoch
+    /// before it takes a command, and that grant, in the records, is a barrier for every partition.
+    fn take_apart(&mut self, group: Group) -> Plan {
+        let Group { no, meta, appends, marks, users, uniques, .. } = group;
+        let mut parts = Vec::new();
+        if let Some(meta) = meta {
+            let row = Row::Meta {
+                home_epoch: meta.home_epoch,
+                gateway: meta.gateway,
+                ids_reserved_until_ms: meta.ids_reserved_until_ms,
+            };
+            parts.push((Partition::Meta { set: self.options.set }, row));
+            self.meta = meta;
+        }
+        let mut member_of: HashMap<(ChatId, UserId), usize> = HashMap::new();
+        let mut planned = Vec::with_capacity(appends.len());
+        for (at, append) in appends.into_iter().enumerate() {
+            member_of.extend(append.members.iter().map(|(user_id, _)| ((append.chat_id, *user_id), at)));
+            let derived_through = append.events.first().map_or(0, |event| event.seq - 1);
+            let (joined, marked, entered) = Default::default();
+            planned.push(PlannedAppend { append, joined, marked, derived_through, entered, checkpoint_stands: false });
+        }
+        let mut own = Vec::with_capacity(marks.len());
+        for mark in marks {
+            match member_of.get(&(mark.chat_id, mark.user_id)) {
+                Some(at) => planned[*at].joined.push(mark),
+                None => own.push(mark),
+            }
+        }
+        Plan { no, appends: planned, heads: Vec::new(), marks: own, users, uniques, parts, listed: true }
+    }
+
+    /// Puts a group into the lanes; its flight is there already.
+    pub(super) fn plan(&mut self, mut plan: Plan) {
+        let no = plan.no;
+        self.enter_keys(&plan);
+        let lists = self.list_work(&plan);
+        let flight = self.flights.get_mut(&no).expect("the caller put it there");
+        flight.left = plan.appends.len() + plan.marks.len() + plan.users.len() + plan.uniques.len();
+        flight.left += plan.parts.len() + plan.heads.len();
+        flight.users_left = plan.users.len();
+        if flight.left == 0 {
+            return self.group_complete(no);
+        }
+        let mut entries = self.entries_of(&plan, &lists);
+        entries.sort_by_key(|(user_id, entry)| (*user_id, entry.inbox_seq));
+        let (mut users, mut chats, mut marked) = (Vec::new(), Vec::new(), Vec::new());
+        for (user_id, entry) in entries {
+            if users.last() != Some(&user_id) {
+                users.push(user_id);
+            }
+            self.inboxes.entry(user_id).or_default().push(entry);
+        }
+        for write in std::mem::take(&mut plan.marks) {
+            marked.push(write.chat_id);
+            let job = MarkJob {
+                no,
+                user_id: write.user_id,
+                row: write.row,
+                entry: write.inbox_seq,
+                joined: false,
+                event: false,
+            };
+            self.marks.entry(write.chat_id).or_default().push(job);
+        }
+        for append in std::mem::take(&mut plan.appends) {
+            let chat_id = append.append.chat_id;
+            chats.push(chat_id);
+            self.push_append(no, append, lists.get(&WorkKey::Chat(chat_id)).copied());
+        }
+        chats.into_iter().for_each(|chat_id| self.start_append(chat_id));
+        users.into_iter().for_each(|user_id| self.write_entries(user_id));
+        marked.into_iter().for_each(|chat_id| self.write_marks(chat_id));
+        self.write_rest(no, plan);
+    }
+
+    /// Rows that nothing of the group's lanes depends on. Users before the unique keys that name them.
+    fn write_rest(&mut self, no: u64, plan: Plan) {
+        for (partition, row) in plan.parts {
+            self.put(partition, vec![row], Owner::Part(no));
+        }
+        let waits = !plan.users.is_empty();
+        for user in plan.users {
+            self.put(Partition::User { user_id: user.user_id }, vec![Row::User(user)], Owner::User(no));
+        }
+        if waits {
+            self.flights.get_mut(&no).expect("it is not complete").uniques = plan.uniques;
+        } else {
+            self.write_uniques(no, plan.uniques);
+        }
+    }
+
+    fn write_uniques(&mut self, no: u64, uniques: Vec<(String, u128)>) {
+        for (key, value) in uniques {
+            self.put(Partition::Unique { key }, vec![Row::Unique { value }], Owner::Part(no));
+        }
+    }
+
+    pub(super) fn user_stands(&mut self, no: u64) {
+        let Some(flight) = self.flights.get_mut(&no) else { return };
+        flight.users_left -= 1;
+        if flight.users_left == 0 {
+            let uniques = std::mem::take(&mut flight.uniques);
+            self.write_uniques(no, uniques);
+        }
+        self.part_done(no);
+    }
+
+    /// Readers, and loads, know of the group from now on.
+    fn enter_keys(&mut self, plan: &Plan) {
+        let no = plan.no;
+        let mut keys = Keys::default();
+        let mut users: Vec<(UserId, u64)> = Vec::new();
+        for planned in &plan.appends {
+            let append = &planned.append;
+            keys.chats.push(append.chat_id);
+            keys.names.extend(append.commands.iter().map(|row| row.name));
+            users.extend(append.entries.iter().map(|entry| (entry.user_id, entry.inbox_seq)));
+            users.extend(planned.joined.iter().filter_map(|mark| Some((mark.user_id, mark.inbox_seq?))));
+            if let Some(last) = append.events.last() {
+                self.facts.of(append.chat_id).head = Some(last.seq);
+            }
+        }
+        users.extend(plan.marks.iter().filter_map(|mark| Some((mark.user_id, mark.inbox_seq?))));
+        users.sort_unstable();
+        if plan.listed {
+            let mut shared = self.in_flight.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            for planned in &plan.appends {
+                let first = planned.append.events.first().map_or(u64::MAX, |event| event.seq);
+                shared.enter_chat(no, planned.append.chat_id, first);
+            }
+            users.iter().for_each(|(user_id, inbox_seq)| shared.enter_user(no, *user_id, *inbox_seq));
+        }
+        users.dedup_by_key(|(user_id, _)| *user_id);
+        keys.users = users.into_iter().map(|(user_id, _)| user_id).collect();
+        keys.users.extend(plan.users.iter().map(|user| user.user_id));
+        keys.chats.extend(plan.marks.iter().map(|mark| mark.chat_id));
+        keys.uniques.extend(plan.uniques.iter().map(|(key, _)| key.clone()));
+        self.touched.enter(no, &keys);
+        self.flights.get_mut(&no).expect("the caller put it there").keys = keys;
+    }
+
+    /// Puts chats and users into the current list of work; gives the write that each waits for.
+    fn list_work(&mut self, plan: &Plan) -> HashMap<WorkKey, u64> {
+        if !plan.listed {
+            return HashMap::new();
+        }
+        let mut keys: Vec<_> = plan.appends.iter().map(|planned| WorkKey::Chat(planned.append.chat_id)).collect();
+        let own = plan.marks.iter().filter(|mark| mark.inbox_seq.is_some());
+        keys.extend(own.map(|mark| WorkKey::User(mark.user_id)));
+        keys.sort_unstable();
+        keys.dedup();
+        let (lists, writes) = self.work.list(self.now_ms, &keys);
+        for write in writes {
+            let partition = Partition::Work { set: self.options.set, slot: write.slot };
+            self.put(partition, write.keys.into_iter().map(Row::Work).collect(), Owner::List(write.list));
+        }
+        let mut waits = HashMap::new();
+        for (key, list) in keys.into_iter().zip(lists) {
+            let Some(list) = list else { continue };
+            waits.insert(key, list);
+            let waiter = match key {
+                WorkKey::Chat(chat_id) => Waiter::Chat(chat_id),
+                WorkKey::User(user_id) => Waiter::User(user_id),
+            };
+            self.work.wait(list, waiter);
+        }
+        waits
+    }
+
+    fn entries_of(&self, plan: &Plan, lists: &HashMap<WorkKey, u64>) -> Vec<(UserId, EntryJob)> {
+        let no = plan.no;
+        let mut entries = Vec::new();
+        for (user_id, inbox_seq, row) in &plan.heads {
+            let entry = EntryJob { no, inbox_seq: *inbox_seq, row: *row, gate: Gate::Open, of: Of::Group };
+            entries.push((*user_id, entry));
+        }
+        for planned in &plan.appends {
+            let chat_id = planned.append.chat_id;
+            let gate = super::chats::gate_of_entries(chat_id);
+            for entry in &planned.append.entries {
+                let (user_id, inbox_seq, row) = (entry.user_id, entry.inbox_seq, entry.row);
+                if !planned.entered.contains(&(user_id, inbox_seq)) {
+                    entries.push((user_id, EntryJob { no, inbox_seq, row, gate, of: Of::Append(chat_id) }));
+                }
+            }
+            for mark in &planned.joined {
+                let Some(inbox_seq) = mark.inbox_seq else { continue };
+                if !planned.entered.contains(&(mark.user_id, inbox_seq)) {
+                    let row = EntryRow::Own { chat_id };
+                    entries.push((mark.user_id, EntryJob { no, inbox_seq, row, gate, of: Of::Joined(chat_id) }));
+                }
+            }
+        }
+        for mark in &plan.marks {
+            let Some(inbox_seq) = mark.inbox_seq else { continue };
+            let gate = lists.get(&WorkKey::User(mark.user_id)).map_or(Gate::Open, |list| Gate::List(*list));
+            let row = EntryRow::Own { chat_id: mark.chat_id };
+            entries.push((mark.user_id, EntryJob { no, inbox_seq, row, gate, of: Of::Mark(mark.chat_id) }));
+        }
+        entries
+    }
+
+    fn push_append(&mut self, no: u64, mut planned: PlannedAppend, list: Option<u64>) {
+        let chat_id = planned.append.chat_id;
+        let first_seq = planned.append.events.first().map_or(0, |event| event.seq);
+        let rows = planned.rows(self.epoch);
+        let PlannedAppend { append, joined, marked, entered, checkpoint_stands, .. } = planned;
+        let mut entries: Vec<_> = append.entries.iter().map(|entry| (entry.user_id, entry.inbox_seq)).collect();
+        entries.extend(joined.iter().filter_map(|mark| Some((mark.user_id, mark.inbox_seq?))));
+        entries.retain(|entry| !entered.contains(entry));
+        let mut left = 1 + append.entries.iter().filter(|at| !entered.contains(&(at.user_id, at.inbox_seq))).count();
+        for mark in joined {
+            let entry = mark.inbox_seq.filter(|inbox_seq| !entered.contains(&(mark.user_id, *inbox_seq)));
+            left += usize::from(entry.is_some());
+            if !marked.contains(&mark.user_id) {
+                left += 1;
+                let job = MarkJob { no, user_id: mark.user_id, row: mark.row, entry, joined: true, event: true };
+                self.marks.entry(chat_id).or_default().push(job);
+            }
+        }
+        let Append { commands, members, checkpoint, present, .. } = append;
+        let checkpoint = checkpoint.filter(|_| !checkpoint_stands);
+        let job = AppendJob::new(no, list, first_seq, rows, entries, left);
+        self.chats.entry(chat_id).or_default().push(job.with_derived(commands, members, checkpoint, present));
+    }
+
+    pub(super) fn list_deleted(&mut self, slot: u8) {
+        self.work.deleted(slot);
+    }
+
+    pub(super) fn list_stands(&mut self, list: u64) {
+        for waiter in self.work.stands(list) {
+            match waiter {
+                Waiter::Chat(chat_id) => self.start_append(chat_id),
+                Waiter::User(user_id) => self.open_entries(user_id, list),
+            }
+        }
+    }
+
+    /// Something of a group stands.
+    pub(super) fn part_done(&mut self, no: u64) {
+        let Some(flight) = self.flights.get_mut(&no) else { return };
+        flight.left -= 1;
+        if flight.left == 0 {
+            self.group_complete(no);
+        }
+    }
+
+    fn group_complete(&mut self, no: u64) {
+        let flight = self.flights.remove(&no).expect("it was in flight");
+        self.touched.leave(no, &flight.keys);
+        {
+            let mut shared = self.shared();
+            flight.keys.chats.iter().for_each(|chat_id| shared.leave_chat(no, *chat_id));
+            flight.keys.users.iter().for_each(|user_id| shared.leave_user(no, *user_id));
+        }
+        if no == 0 {
+            return self.recovery_written();
+        }
+        self.complete.insert(no);
+        while self.complete.remove(&(self.complete_to + 1)) {
+            self.complete_to += 1;
+        }
+        if let Some(op) = flight.op {
+            self.answer(op, StoreResult::Committed(Outcome::Durable));
+        }
+        for (op, request) in flight.loads {
+            self.load(op, request);
+        }
+        self.delete_outlived();
+    }
+
+    fn delete_outlived(&mut self) {
+        let oldest_no = self.flights.keys().next().copied();
+        for slot in self.work.outlived(oldest_no) {
+            self.write(Partition::Work { set: self.options.set, slot }, Change::Delete, Owner::Delete(slot));
+        }
+    }
+}
