@@ -1,8 +1,11 @@
 //! Answers to reads: pure functions over a [`View`], used by reader threads and the simulator. They stop at what is
 //! confirmed, because the view does.
+//!
+//! A view may be of several moments. So the order is: a head first, then what must not be older than it: memberships,
+//! then marks. What turns out to be newer than the head is cut back to it, or is true before its event is told.
 
 use crate::planted::{self, Bug};
-use crate::store::{EntryRow, MarkRow, MemberRow, ReadError, View};
+use crate::store::{EntryRow, MarkRow, MemberRow, ReadError, View, Want};
 use crate::writer::check_identity;
 use parley_protocol::event::unread;
 use parley_protocol::frame::{ChatSummary, Interval, Member, UserName};
@@ -46,6 +49,9 @@ fn missing(what: impl std::fmt::Display) -> ReadError {
     ReadError::Damaged(format!("{what} is missing"))
 }
 
+/// Entries whose events are asked for at once: a page may end soon.
+const ENTRIES_AHEAD: usize = 64;
+
 /// Takes events while they fit a page; the first always does.
 struct Page {
     bytes: usize,
@@ -84,7 +90,11 @@ fn inbox(
     let limit = u64::from(limit.min(limits::INBOX_PAGE_MAX)).min(head - after) as u32;
     let mut size = Page { bytes: 0, any: false };
     let mut owns: Vec<(usize, ChatId)> = Vec::new();
-    for (inbox_seq, row) in view.entries(user_id, after, limit)? {
+    let entries = view.entries(user_id, after, limit)?;
+    for (at, (inbox_seq, row)) in entries.iter().copied().enumerate() {
+        if at % ENTRIES_AHEAD == 0 {
+            view.ahead(&events_of(&entries[at..entries.len().min(at + ENTRIES_AHEAD)]));
+        }
         if inbox_seq != page.to + 1 {
             return Err(missing(format_args!("entry {} of the inbox of {user_id}", page.to + 1)));
         }
@@ -112,6 +122,8 @@ fn inbox(
     if page.to == after {
         return Err(missing(format_args!("entry {} of the inbox of {user_id}", after + 1)));
     }
+    let marks = owns.iter().map(|(_, chat_id)| Want::Marks { chat_id: *chat_id, user_id });
+    view.ahead(&marks.collect::<Vec<_>>());
     // The last of a chat's entries in the page carries the newest value, the ones before it are superseded.
     let mut told = hashbrown::HashSet::new();
     for (at, chat_id) in owns.into_iter().rev() {
@@ -127,6 +139,14 @@ fn inbox(
         page.to = head;
     }
     Ok(Reply::Inbox(page))
+}
+
+fn events_of(entries: &[(u64, EntryRow)]) -> Vec<Want> {
+    let event = |(_, row): &(u64, EntryRow)| match *row {
+        EntryRow::Event { chat_id, seq } => Some(Want::Event { chat_id, seq }),
+        EntryRow::Own { .. } => None,
+    };
+    entries.iter().filter_map(event).collect()
 }
 
 fn own_state(chat_id: ChatId, marks: &MarkRow) -> OwnState {
@@ -151,7 +171,7 @@ fn access(view: &(impl View + ?Sized), chat_id: ChatId, user_id: UserId) -> Resu
         return Ok(Access::Member(row));
     }
     let Some(peer) = chat_id.peer_of(user_id) else { return Ok(Access::None) };
-    let both = view.user(peer)?.is_some() && view.user(user_id)?.is_some();
+    let both = view.profile(peer)?.is_some() && view.profile(user_id)?.is_some();
     Ok(if both { Access::Unwritten } else { Access::None })
 }
 
@@ -186,6 +206,8 @@ fn history(
     after: Option<u64>,
     limit: u32,
 ) -> Result<Reply, ReadError> {
+    // Before the membership: nothing above it is served, so a removal that lands in between hides nothing from view.
+    let head = view.head(chat_id)?.map_or(0, |event| event.seq);
     let row = match access(view, chat_id, user_id)? {
         Access::Member(row) if row.role.is_some() || !planted::has(Bug::FormerMembersRefused) => row,
         Access::Unwritten => return Ok(Reply::History { events: Vec::new(), more: false }),
@@ -194,7 +216,6 @@ fn history(
     if before.is_some() && after.is_some() {
         return Ok(Reply::Refused(ErrorCode::BadFrame));
     }
-    let head = view.head(chat_id)?.map_or(0, |event| event.seq);
     let low = after.map_or(1, |after| after.saturating_add(1));
     let high = before.map_or(head, |before| before.saturating_sub(1).min(head));
     let newest_first = after.is_none();
@@ -246,10 +267,12 @@ fn chats(
     let mut more = rows.len() > limit;
     rows.truncate(limit);
     rows.retain(|(_, row)| row.role.is_some() || !planted::has(Bug::LeftChatsOmitted));
+    let wants = rows.iter().map(|(chat_id, _)| Want::Chat { chat_id: *chat_id, user_id });
+    view.ahead(&wants.collect::<Vec<_>>());
     let mut size = Page { bytes: 0, any: false };
     let mut chats = Vec::with_capacity(rows.len());
     for (chat_id, row) in rows {
-        let summary = summary(view, options, user_id, chat_id, row)?;
+        let Some(summary) = summary(view, options, user_id, chat_id, row)? else { continue };
         if let Some(last) = &summary.last
             && !size.takes(last)
         {
@@ -261,16 +284,34 @@ fn chats(
     Ok(Reply::Chats { chats, more })
 }
 
-/// A chat as one of its members, or a former one, sees it.
+/// The membership as of the head, or nothing when it began later. A removal above the head stays: it will be told.
+fn as_of(mut row: MemberRow, head_seq: u64) -> Option<MemberRow> {
+    let joined = row.intervals.len();
+    row.intervals.retain(|interval| interval.joined_seq <= head_seq);
+    if row.intervals.len() < joined {
+        row.role = None;
+    }
+    (!row.intervals.is_empty()).then_some(row)
+}
+
+/// A chat as one of its members, or a former one, sees it; nothing to who joined above the head.
 fn summary(
     view: &(impl View + ?Sized),
     options: &ReadOptions,
     user_id: UserId,
     chat_id: ChatId,
     row: MemberRow,
-) -> Result<ChatSummary, ReadError> {
+) -> Result<Option<ChatSummary>, ReadError> {
     let head = view.head(chat_id)?.ok_or_else(|| missing(format_args!("the head of chat {chat_id}")))?;
     let checkpoint = view.checkpoint(chat_id)?;
+    let row = if view.is_snapshot() {
+        row
+    } else {
+        // The one that led here may be older than the head, and so not know of a removal below it.
+        let newer = view.member(chat_id, user_id)?.unwrap_or(row);
+        let Some(row) = as_of(newer, head.seq) else { return Ok(None) };
+        row
+    };
     let direct = chat_id.peer_of(user_id).is_some();
     // Nobody sends after leaving: what was sent up to the head was sent up to what one may see.
     let sent = if direct && head.sender == user_id {
@@ -292,6 +333,12 @@ fn summary(
     };
     let marks = view.marks(chat_id, user_id)?;
     let (read_seq, read_ordinal) = (last.seq, last.ordinal);
+    let marks = if marks.read_seq > read_seq && !view.is_snapshot() {
+        crate::store::MarkRow { read_seq, read_ordinal, read_sent: sent, ..marks }
+    } else {
+        marks
+    };
+    let delivered_seq = marks.delivered_seq.min(if view.is_snapshot() { u64::MAX } else { last.seq });
     let marks = match () {
         () if planted::has(Bug::ListReadsAll) => {
             crate::store::MarkRow { read_seq, read_ordinal, read_sent: sent, ..marks }
@@ -300,20 +347,20 @@ fn summary(
     };
     let sent = if planted::has(Bug::OwnMessagesUnread) { marks.read_sent } else { sent };
     let members = view.member_count(chat_id)?;
-    Ok(ChatSummary {
+    Ok(Some(ChatSummary {
         chat_id,
         title,
         members,
         role: row.role,
         head_seq: last.seq,
         head_ordinal: last.ordinal,
-        delivered_seq: marks.delivered_seq,
+        delivered_seq,
         own: own_state(chat_id, &marks),
         unread: unread(last.ordinal, sent, marks.read_ordinal, marks.read_sent),
         intervals: row.intervals,
         large: members as usize > options.inbox_fanout_members_max,
         last: Some(last),
-    })
+    }))
 }
 
 /// The title: the checkpoint's, which is written with every change of it. Who left does not learn of a later one.
@@ -340,14 +387,14 @@ fn title(
 
 fn members(
     view: &(impl View + ?Sized),
-    user_id: UserId,
+    asker: UserId,
     chat_id: ChatId,
     after: Option<UserId>,
     limit: u32,
 ) -> Result<Reply, ReadError> {
-    match access(view, chat_id, user_id)? {
+    match access(view, chat_id, asker)? {
         Access::Member(row) if row.role.is_some() => {}
-        Access::Unwritten => return Ok(unwritten_members(chat_id, user_id, after)),
+        Access::Unwritten => return Ok(unwritten_members(chat_id, asker, after)),
         _ => return Ok(Reply::Refused(ErrorCode::NoSuchChat)),
     }
     let limit = limit_of(limit, limits::MEMBERS_PAGE_MAX);
@@ -357,20 +404,36 @@ fn members(
     loop {
         let rows = view.members(chat_id, at, limit as u32 + 1)?;
         let whole = rows.len() <= limit;
+        let wants = rows.iter().take(limit).map(|(user_id, _)| Want::Marks { chat_id, user_id: *user_id });
+        view.ahead(&wants.collect::<Vec<_>>());
         for (user_id, row) in rows {
             at = Some(user_id);
             let former = planted::has(Bug::FormerMembersListed).then_some(parley_protocol::Role::Member);
             let Some(role) = row.role.or(former) else { continue };
             if members.len() == limit {
-                return Ok(Reply::Members { members, more: true });
+                return listed(view, chat_id, asker, members, true);
             }
             let marks = view.marks(chat_id, user_id)?;
             members.push(Member { user_id, role, delivered_seq: marks.delivered_seq, read_seq: marks.read_seq });
         }
         if whole {
-            return Ok(Reply::Members { members, more: false });
+            return listed(view, chat_id, asker, members, false);
         }
     }
+}
+
+/// A list of members, unless who asked was removed while it was read.
+fn listed(
+    view: &(impl View + ?Sized),
+    chat_id: ChatId,
+    asker: UserId,
+    members: Vec<Member>,
+    more: bool,
+) -> Result<Reply, ReadError> {
+    if !view.is_snapshot() && view.member(chat_id, asker)?.is_none_or(|row| row.role.is_none()) {
+        return Ok(Reply::Refused(ErrorCode::NoSuchChat));
+    }
+    Ok(Reply::Members { members, more })
 }
 
 fn unwritten_members(chat_id: ChatId, user_id: UserId, after: Option<UserId>) -> Reply {
@@ -383,6 +446,8 @@ fn unwritten_members(chat_id: ChatId, user_id: UserId, after: Option<UserId>) ->
 
 fn resolve(view: &(impl View + ?Sized), names: &[String]) -> Result<Reply, ReadError> {
     let mut users = Vec::new();
+    let wants = names.iter().take(limits::RESOLVE_MAX).map(|name| Want::Unique(crate::store::name_key(name)));
+    view.ahead(&wants.collect::<Vec<_>>());
     for name in names.iter().take(limits::RESOLVE_MAX) {
         if let Some(value) = view.unique(&crate::store::name_key(name))? {
             users.push(UserName { user_id: UserId(value as u64), name: name.clone() });
@@ -393,9 +458,10 @@ fn resolve(view: &(impl View + ?Sized), names: &[String]) -> Result<Reply, ReadE
 
 fn profiles(view: &(impl View + ?Sized), asked: &[UserId]) -> Result<Reply, ReadError> {
     let mut users = Vec::new();
+    view.ahead(&asked.iter().take(limits::RESOLVE_MAX).copied().map(Want::Profile).collect::<Vec<_>>());
     for user_id in asked.iter().take(limits::RESOLVE_MAX) {
-        if let Some(user) = view.user(*user_id)? {
-            users.push(UserName { user_id: *user_id, name: user.row.name });
+        if let Some(row) = view.profile(*user_id)? {
+            users.push(UserName { user_id: *user_id, name: row.name });
         }
     }
     Ok(Reply::Users(users))
@@ -409,6 +475,6 @@ fn look_up(view: &(impl View + ?Sized), issuer: &str, subject: &str) -> Result<R
     };
     let Some(value) = found else { return Ok(Reply::Refused(ErrorCode::NoSuchUser)) };
     let user_id = UserId(value as u64);
-    let user = view.user(user_id)?.ok_or_else(|| missing(format_args!("user {user_id} of an identity")))?;
-    Ok(Reply::LoggedIn(UserName { user_id, name: user.row.name }))
+    let row = view.profile(user_id)?.ok_or_else(|| missing(format_args!("user {user_id} of an identity")))?;
+    Ok(Reply::LoggedIn(UserName { user_id, name: row.name }))
 }

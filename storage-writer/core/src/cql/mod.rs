@@ -15,3 +15,4 @@ pub mod lease;
 pub mod limit;
 pub mod redo;
 pub mod rows;
+pub mod view;
