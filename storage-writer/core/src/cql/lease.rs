@@ -13,7 +13,8 @@
 //!
 //! Why two cannot serve at once: a renewal that succeeded was sent before the taker's change of the row was applied,
 //! and that before it was answered. The holder counts its lease from the sending, less a tenth; the taker counts a whole
-//! one from the answer. Watching the row first is for the holder's sake only: nobody takes from who is alive.
+//! one from the answer. Watching the row first is for the holder's sake, nobody takes from who is alive; it would be
+//! enough by itself, as a renewal that the taker did not see makes its change fail. The two stand for each other.
 
 use parley_protocol::partition::split_mix_64;
 
@@ -141,6 +142,8 @@ pub enum LeaseState {
 pub enum LeaseBug {
     /// The old lease is not waited out.
     NotWaitedOut,
+    /// The row is taken at the first sight, not after a whole lease without a change.
+    NotWatched,
     /// The lease counts from the answer to a renewal.
     CountedFromAnswer,
     /// A change of unknown outcome is taken for applied.
@@ -173,9 +176,9 @@ enum Phase {
         new: LeaseRow,
     },
     Own(Own),
-    /// Gives back the row, if it is its own.
+    /// Gives back its row.
     Releasing {
-        row: Option<LeaseRow>,
+        row: LeaseRow,
     },
     Lost,
 }
@@ -205,11 +208,13 @@ pub struct Lease {
     /// Asks since `release`.
     release_asks: u32,
     random: u64,
+    /// The highest that was seen: an epoch never falls, whatever becomes of the row.
+    epoch_max: u64,
     last_error: String,
     /// Where the holder is, when it is another one and known.
     active: String,
     #[cfg(feature = "planted")]
-    planted: Option<LeaseBug>,
+    planted: Vec<LeaseBug>,
 }
 
 impl Lease {
@@ -227,22 +232,23 @@ impl Lease {
             failures: 0,
             release_asks: 0,
             random: seed,
+            epoch_max: 0,
             last_error: String::new(),
             active: String::new(),
             #[cfg(feature = "planted")]
-            planted: None,
+            planted: Vec::new(),
         }
     }
 
     /// Plants a bug in this one.
     #[cfg(feature = "planted")]
     pub fn plant(&mut self, bug: LeaseBug) {
-        self.planted = Some(bug);
+        self.planted.push(bug);
     }
 
     #[cfg(feature = "planted")]
     fn has(&self, bug: LeaseBug) -> bool {
-        self.planted == Some(bug)
+        self.planted.contains(&bug)
     }
 
     /// Where it is at this time.
@@ -277,18 +283,14 @@ impl Lease {
         &self.last_error
     }
 
-    /// Gives the lease back, so that nobody waits for its end. From now on nothing is served: it is `Lost`. The shell
+    /// Gives the lease back, if it has been held, so that nobody waits for its end. From now on nothing is served: it is `Lost`. The shell
     /// goes on polling until [`Lease::is_over`].
     pub fn release(&mut self, now_ms: u64) {
         self.phase = match std::mem::replace(&mut self.phase, Phase::Lost) {
-            Phase::Own(own) => Phase::Releasing { row: Some(own.row) },
-            // It may turn out to be its own.
-            Phase::Taking { new, .. } if self.unsure || self.is_changing() => {
-                self.unsure = true;
-                Phase::Releasing { row: Some(new) }
-            }
+            // While it waits out, the one before may still serve: what is given back then would be taken at once.
+            Phase::Own(own) if now_ms >= own.wait_until => Phase::Releasing { row: own.row },
             releasing @ Phase::Releasing { .. } => releasing,
-            Phase::Watching(_) | Phase::Taking { .. } | Phase::Lost => Phase::Lost,
+            Phase::Watching(_) | Phase::Taking { .. } | Phase::Own(_) | Phase::Lost => Phase::Lost,
         };
         self.due = self.due.min(now_ms);
     }
@@ -333,9 +335,9 @@ impl Lease {
     }
 
     fn ask(&mut self, now_ms: u64) -> Option<LeaseAsk> {
-        if let Phase::Releasing { row } = &self.phase {
+        if matches!(self.phase, Phase::Releasing { .. }) {
             self.release_asks += 1;
-            if row.is_none() || self.release_asks > RELEASE_ASKS_MAX {
+            if self.release_asks > RELEASE_ASKS_MAX {
                 self.phase = Phase::Lost;
                 return None;
             }
@@ -354,7 +356,6 @@ impl Lease {
                 LeaseAsk::Cas { expected: Some(own.row.key()), new }
             }
             Phase::Releasing { row } => {
-                let row = row.as_ref()?;
                 let new = LeaseRow { holder: 0, renewal: row.renewal.saturating_add(1), ..row.clone() };
                 LeaseAsk::Cas { expected: Some(row.key()), new }
             }
@@ -415,9 +416,9 @@ impl Lease {
         match &mut self.phase {
             Phase::Taking { .. } => self.take(now_ms, Some(sent_at), new),
             Phase::Own(_) => self.renewed(now_ms, sent_at, new),
-            // A renewal, or a taking, that was in flight when it was released.
+            // A renewal that was in flight when it was released.
             Phase::Releasing { row } if new.holder != 0 => {
-                *row = Some(new);
+                *row = new;
                 self.due = now_ms;
             }
             Phase::Releasing { .. } | Phase::Watching(_) | Phase::Lost => self.phase = Phase::Lost,
@@ -455,7 +456,7 @@ impl Lease {
             },
             Phase::Releasing { row } => match found {
                 Some(found) if found.holder == holder => {
-                    *row = Some(found);
+                    *row = found;
                     self.due = now_ms;
                 }
                 found => {
@@ -470,6 +471,7 @@ impl Lease {
     /// The row as somebody else left it: takes it if nobody changed it for a whole lease.
     fn watched(&mut self, now_ms: u64, found: Option<LeaseRow>) {
         self.active = address_of(found.as_ref());
+        self.epoch_max = self.epoch_max.max(found.as_ref().map_or(0, |row| row.writer_epoch));
         let lease_ms = self.whole_ms(found.as_ref());
         let mut since = now_ms;
         if let Phase::Watching(Some(seen)) = &self.phase
@@ -480,9 +482,11 @@ impl Lease {
             since = seen.since;
         }
         let nobody = found.as_ref().is_none_or(|row| row.holder == 0);
+        #[cfg(feature = "planted")]
+        let nobody = nobody || self.has(LeaseBug::NotWatched);
         if nobody || now_ms.saturating_sub(since) >= lease_ms {
             let new = LeaseRow {
-                writer_epoch: found.as_ref().map_or(0, |row| row.writer_epoch).saturating_add(1),
+                writer_epoch: self.epoch_max.saturating_add(1),
                 holder: self.options.holder,
                 renewal: found.as_ref().map_or(0, |row| row.renewal).saturating_add(1),
                 worker: self.options.worker,
@@ -507,6 +511,7 @@ impl Lease {
         #[cfg(feature = "planted")]
         let wait_until = if self.has(LeaseBug::NotWaitedOut) { 0 } else { wait_until };
         self.active.clear();
+        self.epoch_max = self.epoch_max.max(row.writer_epoch);
         self.phase = Phase::Own(Own { row: row.clone(), attempt: None, wait_until, valid_until: 0 });
         match sent_at {
             Some(sent_at) => self.renewed(now_ms, sent_at, row),
@@ -525,11 +530,6 @@ impl Lease {
         }
         // Counted from the sending, so that slow answers do not stretch it; never twice at once.
         self.due = now_ms.max(sent_at + self.jittered(lease_ms / 4));
-    }
-
-    /// An ask that changes the row is in flight.
-    fn is_changing(&self) -> bool {
-        self.flight.as_ref().is_some_and(|flight| matches!(flight.ask, LeaseAsk::Cas { .. }))
     }
 
     /// How long whoever wrote this row counts on it, at the most.
