@@ -5,7 +5,9 @@ use crate::metrics::{Counter, Gauge, StoreMetrics, show_counter, show_gauge};
 use crate::options::{Error, Options};
 use crate::readers::{ReadMetrics, Readers};
 use crate::shell::Shell;
-use crate::store::embedded::EmbeddedStore;
+use crate::store::embedded::{EmbeddedStore, Waker};
+use crate::store::scylla::{ClusterMetrics, PlannerMetrics, ScyllaOptions, ScyllaStore};
+use crate::tier::{Sight, Tier};
 use crate::wake::{PanicEndsProcess, Wake};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -57,7 +59,7 @@ pub(crate) struct Shared {
 /// A running storage-writer. Dropping it ends it at once, as a crash would; [`Handle::stop`] lets it finish.
 pub struct Handle {
     shared: Arc<Shared>,
-    store_metrics: Arc<StoreMetrics>,
+    show: Show,
     read_metrics: Arc<ReadMetrics>,
     thread: Option<JoinHandle<()>>,
 }
@@ -71,7 +73,6 @@ pub fn run(options: Options) -> Result<Handle, Error> {
     let data_dir = options.data_dir.clone();
     let io = |action: &'static str| move |source| Error::Io { action, path: data_dir, source };
     let wake = Arc::new(Wake::new().map_err(io.clone()("make an eventfd for"))?);
-    let store_metrics = Arc::new(StoreMetrics::default());
     let read_metrics = Arc::new(ReadMetrics::default());
     let shared = Arc::new(Shared {
         wake: wake.clone(),
@@ -82,19 +83,21 @@ pub fn run(options: Options) -> Result<Handle, Error> {
         ended: Mutex::new(None),
         ending: Condvar::new(),
     });
-    let waker = {
+    let waker: Waker = {
         let wake = wake.clone();
         Arc::new(move || wake.wake())
     };
-    let store = EmbeddedStore::open(&options.data_dir, &options.embedded, store_metrics.clone(), waker)
-        .map_err(Error::Store)?;
+    let Opened { store, sight, show } = match &options.scylla {
+        None => Opened::embedded(&options, waker)?,
+        Some(scylla) => Opened::scylla(&options, scylla, waker)?,
+    };
     let listener = listen(&options.socket)?;
     let read_options = ReadOptions {
         inbox_fanout_members_max: options.writer.inbox_fanout_members_max,
         sync_backlog_max: options.writer.sync_backlog_max,
     };
     let (threads, reads_max) = (options.reader_threads, options.reads_max);
-    let readers = Readers::start(threads, reads_max, read_options, &store.views(), wake, read_metrics.clone())
+    let readers = Readers::start(threads, reads_max, read_options, &sight, wake, read_metrics.clone())
         .map_err(io.clone()("start reader threads for"))?;
     let shell =
         Shell::new(options, shared.clone(), store, readers, listener).map_err(io.clone()("make an epoll for"))?;
@@ -109,7 +112,42 @@ pub fn run(options: Options) -> Result<Handle, Error> {
         theirs.ending.notify_all();
     });
     let thread = Some(thread.map_err(io("start the writer thread for"))?);
-    Ok(Handle { shared, store_metrics, read_metrics, thread })
+    Ok(Handle { shared, show, read_metrics, thread })
+}
+
+/// Appends what a store counts, in Prometheus' text form.
+type Show = Arc<dyn Fn(&mut String) + Send + Sync>;
+
+/// A store that is open.
+struct Opened {
+    store: Box<dyn Tier>,
+    sight: Arc<dyn Sight>,
+    show: Show,
+}
+
+impl Opened {
+    fn embedded(options: &Options, waker: Waker) -> Result<Self, Error> {
+        let metrics = Arc::new(StoreMetrics::default());
+        let store = EmbeddedStore::open(&options.data_dir, &options.embedded, metrics.clone(), waker);
+        let store = store.map_err(Error::Store)?;
+        let sight = Arc::new(store.views());
+        Ok(Self { store: Box::new(store), sight, show: Arc::new(move |out| metrics.show(out)) })
+    }
+
+    fn scylla(options: &Options, scylla: &ScyllaOptions, waker: Waker) -> Result<Self, Error> {
+        let (cluster, planner) = (Arc::new(ClusterMetrics::default()), Arc::new(PlannerMetrics::default()));
+        let address = std::path::absolute(&options.socket).unwrap_or_else(|_| options.socket.clone());
+        let address = address.to_string_lossy().into_owned();
+        let metrics = (cluster.clone(), planner.clone());
+        let store = ScyllaStore::open(scylla.clone(), options.writer.worker, address, metrics, waker);
+        let store = store.map_err(Error::Cluster)?;
+        let sight = Arc::new(store.sight());
+        let show = Arc::new(move |out: &mut String| {
+            cluster.show(out);
+            planner.show(out);
+        });
+        Ok(Self { store: Box::new(store), sight, show })
+    }
 }
 
 impl Handle {
@@ -183,7 +221,7 @@ impl Handle {
         for (name, help, value) in counters {
             show_counter(name, help, value, &mut out);
         }
-        self.store_metrics.show(&mut out);
+        (self.show)(&mut out);
         out
     }
 

@@ -15,6 +15,7 @@ mod options;
 mod readers;
 mod shell;
 pub mod store;
+mod tier;
 mod wake;
 
 pub use handle::{Failure, Handle, run};

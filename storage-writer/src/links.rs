@@ -54,6 +54,8 @@ pub(crate) enum LinkEnd {
     Malformed(String),
     /// The peer takes nothing.
     Stalled,
+    /// This process may not act for the store any more, or cannot show that it may.
+    NotActive,
 }
 
 impl std::fmt::Display for LinkEnd {
@@ -62,6 +64,7 @@ impl std::fmt::Display for LinkEnd {
             LinkEnd::Closed => f.write_str("closed by the gateway"),
             LinkEnd::Io(error) => write!(f, "the socket failed: {error}"),
             LinkEnd::Malformed(what) => write!(f, "malformed: {what}"),
+            LinkEnd::NotActive => f.write_str("this writer is not the active one"),
             LinkEnd::Stalled => f.write_str("the gateway does not read its answers"),
         }
     }

@@ -1,6 +1,7 @@
 //! What an operator may set of the storage-writer, and why it does not start.
 
 use crate::store::embedded::{EmbeddedOptions, OpenError};
+use crate::store::scylla::{self, ScyllaOptions};
 use std::path::PathBuf;
 
 /// How a storage-writer runs.
@@ -12,8 +13,10 @@ pub struct Options {
     pub socket: PathBuf,
     /// The brain's.
     pub writer: storage_core::Options,
-    /// The engine's.
+    /// The embedded engine's, unless there is a cluster.
     pub embedded: EmbeddedOptions,
+    /// The cluster that is the store.
+    pub scylla: Option<ScyllaOptions>,
     /// Threads that answer reads.
     pub reader_threads: usize,
     /// Reads that wait for such a thread, or whose answer waits for its link; one more is refused.
@@ -35,6 +38,7 @@ impl Options {
             data_dir,
             writer: storage_core::Options::default(),
             embedded: EmbeddedOptions::default(),
+            scylla: None,
             reader_threads: 1,
             reads_max: 8192,
             links_max: 1024,
@@ -51,6 +55,8 @@ pub enum Error {
     Options(String),
     /// The store does not open.
     Store(OpenError),
+    /// The cluster cannot be used.
+    Cluster(scylla::OpenError),
     /// Another process listens on the socket.
     SocketInUse(PathBuf),
     /// The operating system refused something.
@@ -69,6 +75,7 @@ impl std::fmt::Display for Error {
         match self {
             Error::Options(text) => f.write_str(text),
             Error::Store(error) => error.fmt(f),
+            Error::Cluster(error) => error.fmt(f),
             Error::SocketInUse(path) => {
                 write!(f, "another process listens on {}; stop it or choose another socket", path.display())
             }
@@ -81,6 +88,7 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             Error::Store(error) => error.source(),
+            Error::Cluster(error) => error.source(),
             Error::Io { source, .. } => Some(source),
             Error::Options(_) | Error::SocketInUse(_) => None,
         }

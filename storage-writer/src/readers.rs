@@ -3,7 +3,7 @@
 //! A read joins another only until that one begins: it must see everything that was confirmed before it was asked.
 
 use crate::metrics::Counter;
-use crate::store::embedded::Views;
+use crate::tier::Sight;
 use crate::wake::{PanicEndsProcess, Wake};
 use hashbrown::HashMap;
 use parley_protocol::ErrorCode;
@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use storage_core::LinkId;
-use storage_core::reads::{ReadOptions, answer};
+use storage_core::reads::ReadOptions;
 
 /// Encoded answers that wait for the writer thread, bytes; the readers pause above it.
 const ANSWERS_BYTES_MAX: usize = 64 << 20;
@@ -79,17 +79,17 @@ impl Readers {
         threads: usize,
         reads_max: usize,
         options: ReadOptions,
-        views: &Views,
+        sight: &Arc<dyn Sight>,
         wake: Arc<Wake>,
         metrics: Arc<ReadMetrics>,
     ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new(), wake });
         let mut readers = Self { shared, threads: Vec::new(), reads_max, metrics };
         for index in 0..threads {
-            let (shared, options, views) = (readers.shared.clone(), options.clone(), views.clone());
+            let (shared, options, sight) = (readers.shared.clone(), options.clone(), sight.clone());
             let metrics = readers.metrics.clone();
             let thread = std::thread::Builder::new().name(format!("reader-{index}"));
-            readers.threads.push(thread.spawn(move || serve(&shared, &options, &views, &metrics))?);
+            readers.threads.push(thread.spawn(move || serve(&shared, &options, &*sight, &metrics))?);
         }
         Ok(readers)
     }
@@ -155,7 +155,7 @@ impl Drop for Readers {
     }
 }
 
-fn serve(shared: &Shared, options: &ReadOptions, views: &Views, metrics: &ReadMetrics) {
+fn serve(shared: &Shared, options: &ReadOptions, sight: &dyn Sight, metrics: &ReadMetrics) {
     let _guard = PanicEndsProcess("reader");
     loop {
         let mut state = shared.lock();
@@ -170,10 +170,8 @@ fn serve(shared: &Shared, options: &ReadOptions, views: &Views, metrics: &ReadMe
             state = shared.changed.wait(state).expect("a panic of a reader ends the process");
         };
         drop(state);
-        // Taken after the read left the queue: whoever joined it sees what was confirmed by then.
-        let view = views.newest();
-        let reply = answer(&*view, options, &read.ask);
-        drop(view);
+        // Looked after the read left the queue: whoever joined it sees what was confirmed by then.
+        let reply = sight.answer(options, &read.ask);
         if reply == Reply::Refused(ErrorCode::Damaged) {
             metrics.damaged.add(1);
         }

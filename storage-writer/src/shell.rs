@@ -1,13 +1,16 @@
 //! The writer thread: waits for sockets and wakes, hands what came to the writer's brain, does what it says.
 //!
-//! A turn is: intake from every readable link; completions, flush and actions until nothing moves; output. A group is
-//! committed on this thread, so while it syncs the next one gathers in the sockets.
+//! A turn is: intake from every readable link; completions, flush and actions until nothing moves; output. The embedded
+//! engine commits a group on this thread, so while it syncs the next one gathers in the sockets.
+//!
+//! An engine that shares its store may act for it only at times (`tier.rs`). It is asked before anything leaves: when it
+//! may not, every link is cut, what was to leave is dropped, and hellos are answered `NotActive`.
 
 use crate::handle::{Failure, Shared};
 use crate::links::{Link, LinkEnd};
 use crate::options::Options;
 use crate::readers::{Answers, Readers};
-use crate::store::embedded::EmbeddedStore;
+use crate::tier::{Standing, Tier, boot_ms};
 use hashbrown::HashMap;
 use parley_protocol::link::{Answer, Ask, Reply, ToGateway, ToWriter};
 use parley_protocol::{ErrorCode, limits};
@@ -17,8 +20,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use storage_core::store::{OpId, Store, StoreRequest, StoreResult};
+use std::time::{SystemTime, UNIX_EPOCH};
+use storage_core::store::{OpId, StoreRequest, StoreResult};
 use storage_core::{Action, HaltReason, LinkId, Now, Writer};
 
 /// Tokens of what is not a link; links count from 0.
@@ -41,16 +44,18 @@ const DAMAGE_MET: &str = "damaged data was met: run parley check-store";
 pub(crate) struct Shell {
     pub(crate) options: Options,
     pub(crate) shared: Arc<Shared>,
-    pub(crate) store: EmbeddedStore,
+    pub(crate) store: Box<dyn Tier>,
     pub(crate) readers: Readers,
     pub(crate) listener: Option<UnixListener>,
     epoll: OwnedFd,
     writer: Writer,
+    standing: Standing,
+    /// The time of being active that `writer` belongs to.
+    term: Option<u64>,
     links: HashMap<LinkId, Link>,
     link_next: LinkId,
     /// Links with output that was not offered to the kernel yet.
     dirty: Vec<LinkId>,
-    started: Instant,
     halted: Option<HaltReason>,
     /// Since when it stops, and until when it may take.
     stop_at: Option<u64>,
@@ -70,7 +75,7 @@ impl Shell {
     pub(crate) fn new(
         options: Options,
         shared: Arc<Shared>,
-        store: EmbeddedStore,
+        store: Box<dyn Tier>,
         readers: Readers,
         listener: UnixListener,
     ) -> std::io::Result<Self> {
@@ -79,6 +84,8 @@ impl Shell {
         epoll::add(&epoll, &*shared.wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         Ok(Self {
             writer: Writer::new(options.writer.clone()),
+            standing: Standing::Standby { active: String::new() },
+            term: None,
             options,
             shared,
             store,
@@ -88,7 +95,6 @@ impl Shell {
             links: HashMap::new(),
             link_next: 0,
             dirty: Vec::new(),
-            started: Instant::now(),
             halted: None,
             stop_at: None,
             status_at: 0,
@@ -118,6 +124,7 @@ impl Shell {
                 return Ok(());
             }
             if self.shared.stop.load(Ordering::Acquire) && self.is_stopped() {
+                self.store.give_back();
                 return Ok(());
             }
             self.wait(&mut events);
@@ -138,14 +145,52 @@ impl Shell {
     }
 
     fn mono_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
+        boot_ms()
+    }
+
+    /// Sees whether this process may still act for the store, and follows: a new time of being active has a writer that
+    /// knows nothing of the one before, and whatever was to leave without it is dropped with its link.
+    fn look_at_standing(&mut self) {
+        let standing = self.store.standing(boot_ms());
+        if standing == self.standing {
+            return;
+        }
+        let worker = match &standing {
+            Standing::Active { term, .. } if self.term == Some(*term) => None,
+            Standing::Active { term, worker, .. } => {
+                self.term = Some(*term);
+                Some(worker.unwrap_or(self.options.writer.worker))
+            }
+            Standing::Suspended { .. } => None,
+            Standing::Standby { .. } => {
+                self.term = None;
+                Some(self.options.writer.worker)
+            }
+        };
+        if let Some(worker) = worker {
+            self.options.writer.worker = worker;
+            self.writer = Writer::new(self.options.writer.clone());
+        }
+        match &standing {
+            Standing::Active { epoch, .. } if *epoch > 0 => tracing::info!(epoch, "this writer is active"),
+            Standing::Active { .. } => {}
+            Standing::Suspended { reason } => tracing::warn!("the links are cut: {reason}"),
+            Standing::Standby { active } => tracing::info!(active, "this writer stands by"),
+        }
+        if !matches!(standing, Standing::Active { .. }) {
+            for id in self.links.keys().copied().collect::<Vec<_>>() {
+                self.end_link(id, &LinkEnd::NotActive);
+            }
+        }
+        self.standing = standing;
     }
 
     fn wait(&mut self, events: &mut Vec<epoll::Event>) {
         events.clear();
         let closing = self.links.values().filter_map(|link| link.closing_at).min();
         let status = self.status_old.then_some(self.status_at);
-        let timers = [self.writer.next_timer(), closing, self.stop_at, self.accept_at, status];
+        let writer = self.writer.next_timer().filter(|_| self.term.is_some());
+        let timers = [writer, self.store.next_timer(), closing, self.stop_at, self.accept_at, status];
         let timer = timers.into_iter().flatten().min();
         let timeout = timer.map(|at| at.saturating_sub(self.mono_ms()));
         let timeout = timeout.map(|ms| Timespec {
@@ -232,9 +277,12 @@ impl Shell {
         }
         let mut greeted = link.greeted;
         let writer = &mut self.writer;
+        let active = matches!(self.standing, Standing::Active { .. });
         let read = link.read(|record| {
             match record {
                 ToWriter::Hello(_) if greeted => return Err("a second hello".to_owned()),
+                ToWriter::Hello(_) if !active => greeted = true,
+                _ if !active => {}
                 ToWriter::Hello(hello) => {
                     greeted = true;
                     writer.handle_hello(now, id, hello);
@@ -247,17 +295,31 @@ impl Shell {
             }
             Ok(())
         });
+        let refused = greeted && !active && !link.greeted;
         link.greeted = greeted;
+        if refused && read.is_ok() {
+            self.send_elsewhere(id);
+        }
         match read {
             Ok(bytes) => self.shared.metrics.bytes_in.add(bytes as u64),
             Err(end) => self.end_link(id, &end),
         }
     }
 
+    /// Tells a gateway that this writer is not the one, and closes the link.
+    fn send_elsewhere(&mut self, id: LinkId) {
+        let active = match &self.standing {
+            Standing::Standby { active } => active.clone(),
+            _ => String::new(),
+        };
+        self.send(id, &ToGateway::NotActive { active });
+        self.act(Action::Close { link: id });
+    }
+
     fn end_link(&mut self, id: LinkId, end: &LinkEnd) {
         if let Some(link) = self.links.remove(&id) {
             match end {
-                LinkEnd::Closed => tracing::debug!(link = id, "a link ended: {end}"),
+                LinkEnd::Closed | LinkEnd::NotActive => tracing::debug!(link = id, "a link ended: {end}"),
                 _ => tracing::warn!(link = id, "a link ended: {end}"),
             }
             // Dropping the socket takes it off epoll.
@@ -268,7 +330,8 @@ impl Shell {
 
     /// Completions, flush and actions until nothing moves.
     fn settle(&mut self) {
-        if self.writer.next_timer().is_some_and(|at| at <= self.mono_ms()) {
+        self.look_at_standing();
+        if self.term.is_some() && self.writer.next_timer().is_some_and(|at| at <= self.mono_ms()) {
             let now = self.now();
             self.writer.handle_timer(now);
         }
@@ -276,6 +339,14 @@ impl Shell {
             let now = self.now();
             let mut done = std::mem::take(&mut self.done);
             self.store.completions(&mut done);
+            self.look_at_standing();
+            if self.term.is_none() {
+                // Nothing of an earlier time of being active is of use any more.
+                done.clear();
+                self.done = done;
+                self.take_answers();
+                return;
+            }
             let mut moved = !done.is_empty();
             for (op, result) in done.drain(..) {
                 self.writer.handle_completion(now, op, result);
@@ -347,6 +418,8 @@ impl Shell {
 
     /// Offers every link's output to the kernel.
     fn write_links(&mut self) {
+        // Asked after the answers were made: what is decided outside of the lease may be undone by another.
+        self.look_at_standing();
         let mono_ms = self.mono_ms();
         for id in
             self.links.iter().filter_map(|(id, link)| link.closing_at.is_some().then_some(*id)).collect::<Vec<_>>()
@@ -414,6 +487,14 @@ impl Shell {
         let mono_ms = self.mono_ms();
         let mut shown = self.shared.status.lock().expect("no holder of the status panics");
         let mut status = self.writer.status();
+        match &self.standing {
+            Standing::Active { .. } => {}
+            Standing::Suspended { reason } => (status.ready, status.reason) = (false, Some(reason.clone())),
+            Standing::Standby { active } => {
+                let other = if active.is_empty() { "another writer" } else { active };
+                (status.ready, status.reason) = (false, Some(format!("standing by: {other} is active")));
+            }
+        }
         self.damage_met |= self.readers.met_damage();
         if status.ready && self.damage_met {
             status.ready = false;

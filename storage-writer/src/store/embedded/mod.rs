@@ -15,6 +15,7 @@ mod names;
 mod open;
 mod recorder;
 mod tables;
+mod tier;
 pub mod view;
 
 pub use error::OpenError;

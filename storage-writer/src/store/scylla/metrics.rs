@@ -4,6 +4,7 @@ use super::tables::TableId;
 use crate::metrics::{Counter, Durations, Gauge, header, show_counter, show_gauge};
 use std::fmt::Write;
 use std::time::Duration;
+use storage_core::cql::engine::EngineStatus;
 use storage_core::cql::rows::StatementError;
 
 /// What a request does.
@@ -91,5 +92,46 @@ impl ClusterMetrics {
         }
         let help = "Statements without a result, and results that were not taken.";
         show_gauge("parley_cql_in_flight", help, self.in_flight.get(), out);
+    }
+}
+
+/// How the planner is, for `/metrics`.
+#[derive(Debug, Default)]
+pub struct PlannerMetrics {
+    under_way: Gauge,
+    limit: Gauge,
+    waiting: Gauge,
+    groups: Gauge,
+    work_keys: Gauge,
+    recovered_appends: Gauge,
+    recovered_entries: Gauge,
+}
+
+impl PlannerMetrics {
+    /// Takes the planner's own numbers over.
+    pub(super) fn set(&self, status: &EngineStatus) {
+        self.under_way.set(status.in_flight as u64);
+        self.limit.set(status.limit as u64);
+        self.waiting.set(status.waiting as u64);
+        self.groups.set(status.groups as u64);
+        self.work_keys.set(status.work_keys as u64);
+        self.recovered_appends.set(status.recovered_appends);
+        self.recovered_entries.set(status.recovered_entries);
+    }
+
+    /// Appends the text form.
+    pub fn show(&self, out: &mut String) {
+        let gauges = [
+            ("parley_cql_under_way", "Statements that the planner waits for.", &self.under_way),
+            ("parley_cql_limit", "How many may be under way: it follows the measured latency.", &self.limit),
+            ("parley_cql_waiting", "Statements that wait for the limit, the lease, or a repetition.", &self.waiting),
+            ("parley_cql_groups", "Groups that are not complete.", &self.groups),
+            ("parley_cql_work_keys", "Chats and users in the lists of work in flight.", &self.work_keys),
+            ("parley_cql_recovered_appends", "Appends derived again at the take-over.", &self.recovered_appends),
+            ("parley_cql_recovered_entries", "Of their entries, those numbered again.", &self.recovered_entries),
+        ];
+        for (name, help, gauge) in gauges {
+            show_gauge(name, help, gauge.get(), out);
+        }
     }
 }

@@ -13,11 +13,14 @@ mod executor;
 mod lease;
 mod metrics;
 pub mod schema;
+mod sight;
 mod statements;
 mod tables;
+mod tier;
 mod values;
 
 pub use connect::ClusterOptions;
 pub use error::OpenError;
 pub use executor::{AskResult, ClusterReader, Executor, Timed};
-pub use metrics::ClusterMetrics;
+pub use metrics::{ClusterMetrics, PlannerMetrics};
+pub use tier::{ScyllaOptions, ScyllaStore};
