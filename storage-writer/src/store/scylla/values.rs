@@ -352,3 +352,60 @@ fn commands(chat_id: ChatId, page: &QueryRowsResult, out: &mut Vec<Row>) -> Resu
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parley_protocol::body::{MessageBody, kind};
+    use parley_protocol::frame::Interval;
+    use parley_protocol::wire::encode_rkyv;
+    use parley_protocol::{Envelope, MessageId, Role};
+    use storage_core::store::{EntryRow, MarkRow, MemberRow};
+
+    /// Bytes of the values that are no partition key.
+    fn bytes(partition: &Partition, row: &Row) -> usize {
+        let width = |value: &CqlValue| match value {
+            CqlValue::BigInt(_) => 8,
+            CqlValue::Int(_) => 4,
+            CqlValue::SmallInt(_) => 2,
+            CqlValue::TinyInt(_) => 1,
+            CqlValue::Blob(bytes) => bytes.len(),
+            CqlValue::Text(text) => text.len(),
+            other => panic!("{other:?} is in no table"),
+        };
+        let values = row_values(partition, row).expect("small numbers");
+        values[table_of(partition).table().partition.len()..].iter().map(width).sum()
+    }
+
+    /// What docs/SCHEMA.md reckons with.
+    #[test]
+    fn a_message_of_a_hundred_bytes_takes_what_the_documentation_says() {
+        let (chat_id, user_id, bucket) = (ChatId(1), UserId(2), 0);
+        let message = MessageBody {
+            content_type: "text/plain".to_owned(),
+            payload: vec![b'x'; 100],
+            ..MessageBody::default()
+        };
+        let mut body = Vec::new();
+        encode_rkyv(&message, &mut body);
+        let (message_id, client_msg_id) = (MessageId(1), ClientMsgId(1));
+        let envelope = Envelope { kind: kind::MESSAGE, flags: 0, body };
+        let (sender, seq, ordinal, sender_sent) = (user_id, 1, 1, 1);
+        let event = Event { chat_id, seq, ordinal, message_id, sender, sender_sent, client_msg_id, envelope };
+        let event = Row::Event(EventRow { event, epoch: 1, derived_through: 0, redo: Vec::new() });
+        let name = CommandName { chat_id, sender, client_msg_id };
+        let command = Row::Command(CommandRow { name, chat_id, message_id, seq });
+        let entry = Row::Entry { inbox_seq: 1, row: EntryRow::Event { chat_id, seq }, epoch: 1 };
+        let mark = Row::Mark { user_id, row: MarkRow::default() };
+        let intervals = vec![Interval { joined_seq: 1, left_seq: None, history_from: 1 }];
+        let member = Row::Member { user_id, row: MemberRow { role: Some(Role::Member), intervals } };
+        let sizes = [
+            bytes(&Partition::Events { chat_id, bucket }, &event),
+            bytes(&Partition::Commands { scope: 1, level: 0, bucket }, &command),
+            bytes(&Partition::Inbox { user_id, bucket }, &entry),
+            bytes(&Partition::Marks { chat_id }, &mark),
+            bytes(&Partition::Members { chat_id }, &member),
+        ];
+        assert_eq!(sizes, [292, 41, 36, 49, 47]);
+    }
+}
