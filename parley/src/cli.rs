@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Prove that a stopped storage-writer's data is whole.
     CheckStore(CheckStoreArgs),
+    /// Create and migrate the tables of a cluster.
+    Schema(SchemaArgs),
     /// Print a development token.
     Token(TokenArgs),
     /// A terminal client.
@@ -154,6 +156,89 @@ pub(crate) struct CheckStoreArgs {
     /// The data directory.
     #[arg(long, env = "PARLEY_DATA", hide_env_values = true, default_value = "data", value_name = "DIR")]
     pub(crate) data: PathBuf,
+}
+
+/// `parley schema`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  parley schema show                               # the CQL, to read or to run by other means
+  parley schema apply --contact 10.0.0.1:9042,10.0.0.2:9042
+  parley schema apply --contact 10.0.0.1:9042 --replication \"{'class': 'NetworkTopologyStrategy', 'dc1': 3}\"")]
+pub(crate) struct SchemaArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: SchemaCommand,
+}
+
+/// What to do with the tables of a cluster.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SchemaCommand {
+    /// Create the keyspace and its tables, or bring them up to date. Can be repeated; two at once do no harm.
+    Apply {
+        #[command(flatten)]
+        cluster: ClusterFlags,
+        #[command(flatten)]
+        tables: TableFlags,
+        /// A directory with a storage-writer.toml of your own; flags lie over it.
+        #[arg(long, value_name = "DIR")]
+        config: Option<PathBuf>,
+    },
+    /// Print the CQL that `apply` runs on an empty cluster; asks no cluster.
+    Show {
+        /// The keyspace [default: parley].
+        #[arg(long, value_name = "NAME")]
+        keyspace: Option<String>,
+        #[command(flatten)]
+        tables: TableFlags,
+        /// A directory with a storage-writer.toml of your own; flags lie over it.
+        #[arg(long, value_name = "DIR")]
+        config: Option<PathBuf>,
+    },
+}
+
+/// How a cluster is reached: flags that lie over `[scylla]` of storage-writer.toml.
+#[derive(Debug, Args)]
+pub(crate) struct ClusterFlags {
+    /// Nodes of the cluster, separated by commas; the others are learned from them [default: 127.0.0.1:9042].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) contact: Option<String>,
+    /// The keyspace [default: parley].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) keyspace: Option<String>,
+    /// Who logs in.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// The file with the user's password.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+    /// Certificates (PEM) of who signs the nodes' certificates; encrypts the connections.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// The datacenter whose nodes are asked first.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) datacenter: Option<String>,
+}
+
+/// How a keyspace is created: flags that lie over `[scylla]` of storage-writer.toml.
+#[derive(Debug, Args)]
+pub(crate) struct TableFlags {
+    /// The replication in CQL [default: three copies, or one where there are fewer than three nodes].
+    #[arg(long, value_name = "MAP")]
+    pub(crate) replication: Option<String>,
+    /// ScyllaDB's tablets [default: the cluster's choice]. `off` where it refuses lightweight transactions with them.
+    #[arg(long)]
+    pub(crate) tablets: Option<TabletsArg>,
+}
+
+/// ScyllaDB's tablets.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum TabletsArg {
+    /// With.
+    On,
+    /// Without.
+    Off,
+    /// The cluster's choice; the only one that Cassandra understands.
+    Default,
 }
 
 /// A socket driver by its name.
@@ -490,6 +575,8 @@ mod tests {
             "parley tail --as bob --count 1 --timeout-ms 5 --device 000000000000000000000000000000ff",
             "parley up --data d --listen 127.0.0.1:0 --admin 127.0.0.1:0 --shards 2 --driver epoll --config c",
             "parley echo --listen 127.0.0.1:0 --driver uring --shards 1",
+            "parley schema apply --contact a:1,b:2 --keyspace k --user u --password-file f --tls-ca g --tablets off",
+            "parley schema show --replication {} --config c",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
         }
@@ -505,6 +592,7 @@ mod tests {
             ("parley echo --shards 9999", "not in 0..=1024"),
             ("parley history --as a --with b --before 1 --after 2", "cannot be used with"),
             ("parley up --driver kqueue", "auto, uring, epoll"),
+            ("parley schema apply --tablets yes", "on, off, default"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(says), "{line}: {error}");

@@ -8,6 +8,7 @@ mod gateway;
 mod group;
 mod history;
 mod read;
+mod schema;
 mod send;
 mod server;
 pub(crate) mod show;
@@ -30,6 +31,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Echo(args) => return echo::run(&args),
         Command::Check(args) => return check::run(&args),
         Command::CheckStore(args) => return check_store::run(&args),
+        Command::Schema(args) => return schema::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Chat(args) => crate::chat::run(&args),
         Command::Send(args) => send::run(&args),
