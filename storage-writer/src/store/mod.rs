@@ -1,4 +1,5 @@
 //! The engines that make groups durable.
 
+pub mod copy;
 pub mod embedded;
 pub mod scylla;

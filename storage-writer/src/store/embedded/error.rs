@@ -46,6 +46,11 @@ pub enum OpenError {
         /// Why.
         what: String,
     },
+    /// A copy into the directory did not come to its end.
+    Unfinished {
+        /// The file that says so.
+        marker: PathBuf,
+    },
     /// The operating system refused something.
     Io {
         /// What was tried.
@@ -102,6 +107,12 @@ impl std::fmt::Display for OpenError {
             OpenError::Mixed { file, what } => {
                 write!(f, "{}: {what}; restore the whole data directory from one backup", file.display())
             }
+            OpenError::Unfinished { marker } => write!(
+                f,
+                "{} says that a copy into this directory is not finished: give the same `parley store copy` again, and \
+                 it goes on where it was; or remove the directory",
+                marker.display()
+            ),
             OpenError::Io { action, path, .. } => write!(f, "cannot {action} {}", path.display()),
             OpenError::Engine { path, .. } => write!(f, "the embedded engine failed in {}", path.display()),
         }

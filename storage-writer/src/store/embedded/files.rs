@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 /// The schema version that this program writes.
 pub const SCHEMA_VERSION: u32 = 1;
 
-const LOCK_FILE: &str = "LOCK";
+/// Stands in a directory into which a store is being copied, until the copy is proven.
+pub(crate) const UNFINISHED_FILE: &str = "COPYING";
+
+pub(crate) const LOCK_FILE: &str = "LOCK";
 const SCHEMA_FILE: &str = "schema";
 const SCHEMA_PREFIX: &str = "parley embedded store, schema ";
 /// More than either file ever holds.
@@ -49,6 +52,16 @@ impl DirectoryLock {
         let written = file.set_len(0).and_then(|()| writeln!(file, "process {}", std::process::id()));
         written.map_err(OpenError::io("write", &path))?;
         Ok(Self { _file: file })
+    }
+}
+
+/// A store is not opened while a copy into its directory is under way: rows are missing.
+pub(crate) fn refuse_unfinished(dir: &Path) -> Result<(), OpenError> {
+    let marker = dir.join(UNFINISHED_FILE);
+    match marker.try_exists() {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(OpenError::Unfinished { marker }),
+        Err(error) => Err(OpenError::io("look for", &marker)(error)),
     }
 }
 

@@ -6,15 +6,15 @@
 pub mod check;
 mod engine_files;
 pub mod error;
-mod files;
-mod high_water;
+pub(super) mod files;
+pub(super) mod high_water;
 mod journal;
 mod journal_scan;
 pub(super) mod layout;
 mod names;
-mod open;
+pub(super) mod open;
 mod recorder;
-mod tables;
+pub(super) mod tables;
 mod tier;
 pub mod view;
 

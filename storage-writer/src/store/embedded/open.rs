@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use storage_core::store::ReadError;
 
-const ENGINE_DIR: &str = "engine";
+pub(crate) const ENGINE_DIR: &str = "engine";
 
 /// A step from one schema version to the next.
 struct Migration {
@@ -100,6 +100,7 @@ pub(crate) struct Held {
 
 /// Opens an existing store to look at it; nothing is made where there is none.
 pub(crate) fn hold(data_dir: &Path, options: &EmbeddedOptions) -> Result<Held, OpenError> {
+    files::refuse_unfinished(data_dir)?;
     if files::read_schema(data_dir)?.is_none() {
         let what = "there is no embedded store here".to_owned();
         return Err(OpenError::Mixed { file: data_dir.to_owned(), what });
@@ -114,7 +115,9 @@ pub(crate) fn hold(data_dir: &Path, options: &EmbeddedOptions) -> Result<Held, O
 
 fn take_lock(data_dir: &Path) -> Result<DirectoryLock, OpenError> {
     std::fs::create_dir_all(data_dir).map_err(OpenError::io("make the directory", data_dir))?;
-    DirectoryLock::take(data_dir)
+    let lock = DirectoryLock::take(data_dir)?;
+    files::refuse_unfinished(data_dir)?;
+    Ok(lock)
 }
 
 fn recover(data_dir: &Path, options: &EmbeddedOptions, lock: DirectoryLock) -> Result<Recovered, OpenError> {

@@ -70,6 +70,11 @@ pub enum OpenError {
         /// What is wrong.
         what: String,
     },
+    /// A copy into the keyspace did not come to its end.
+    Unfinished {
+        /// Which.
+        keyspace: String,
+    },
     /// The cluster refused or did not answer something.
     Cluster {
         /// What was tried.
@@ -115,6 +120,11 @@ impl std::fmt::Display for OpenError {
             ),
             OpenError::Option { name, what } => write!(f, "scylla.{name}: {what}"),
             OpenError::File { path, what } => write!(f, "{}: {what}", path.display()),
+            OpenError::Unfinished { keyspace } => write!(
+                f,
+                "a copy into the keyspace {keyspace} is not finished: give the same `parley store copy` again, and it \
+                 goes on where it was; or drop the keyspace and begin anew"
+            ),
             OpenError::Cluster { action, what } => write!(f, "{action}: {what}"),
         }
     }

@@ -2,6 +2,7 @@
 //! when, and what an unknown outcome means, is the planner's (`storage_core::cql`).
 
 use super::connect::{ClusterOptions, connect, keyspace_name};
+use super::copying;
 use super::error::{OpenError, classify, classify_prepare};
 use super::metrics::{ClusterMetrics, Does};
 use super::schema;
@@ -64,12 +65,26 @@ impl Executor {
         metrics: Arc<ClusterMetrics>,
         waker: Waker,
     ) -> Result<Executor, OpenError> {
+        Self::start(options, metrics, waker, Unfinished::Refused)
+    }
+
+    /// The same for who copies a store into the keyspace: a copy that is not finished is no reason to refuse.
+    pub(crate) fn connect_to_copy(options: &ClusterOptions, waker: Waker) -> Result<Executor, OpenError> {
+        Self::start(options, Arc::default(), waker, Unfinished::Taken)
+    }
+
+    fn start(
+        options: &ClusterOptions,
+        metrics: Arc<ClusterMetrics>,
+        waker: Waker,
+        unfinished: Unfinished,
+    ) -> Result<Executor, OpenError> {
         assert!(options.in_flight_max > 0, "at least one statement at a time");
         let action = "starting the thread of the CQL driver".to_owned();
         let failed = |error: std::io::Error| OpenError::Cluster { action: action.clone(), what: error.to_string() };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let handle = runtime.handle().clone();
-        let (session, prepared) = runtime.block_on(open(options))?;
+        let (session, prepared) = runtime.block_on(open(options, unfinished))?;
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let thread = std::thread::Builder::new()
             .name("cql".to_owned())
@@ -152,6 +167,11 @@ impl Executor {
         self.handle.block_on(self.shared.ask(set, ask))
     }
 
+    /// Runs on the driver's session, and waits.
+    pub(super) fn wait_for<T>(&self, work: impl AsyncFnOnce(&Shared) -> T) -> T {
+        self.handle.block_on(work(&self.shared))
+    }
+
     /// For reader threads.
     pub fn reader(&self) -> ClusterReader {
         ClusterReader { shared: self.shared.clone(), handle: self.handle.clone() }
@@ -168,10 +188,20 @@ impl Drop for Executor {
     }
 }
 
+/// What is done with a keyspace into which a store is being copied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unfinished {
+    Refused,
+    Taken,
+}
+
 /// Connects and prepares.
-async fn open(options: &ClusterOptions) -> Result<(Session, Prepared), OpenError> {
+async fn open(options: &ClusterOptions, unfinished: Unfinished) -> Result<(Session, Prepared), OpenError> {
     let session = connect(options).await?;
     schema::expect_current(&session, options).await?;
+    if unfinished == Unfinished::Refused {
+        copying::refuse(&session, options).await?;
+    }
     let keyspace = keyspace_name(options)?;
     let prepared = Prepared::new(&session, keyspace).await.map_err(|error| {
         let what = match classify_prepare(&error) {

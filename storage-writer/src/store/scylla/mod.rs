@@ -8,6 +8,7 @@
 //! ```
 
 mod connect;
+mod copying;
 mod error;
 mod executor;
 mod lease;
