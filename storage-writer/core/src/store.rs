@@ -14,6 +14,9 @@ pub type OpId = u64;
 pub const SEQ_BUCKET: u64 = 2_048;
 /// Events in one append.
 pub const APPEND_EVENTS_MAX: usize = 64;
+/// Bytes of the bodies in one append; the last event may go over it. It is one mutation of a cluster, and those are
+/// bounded (16 MiB by default: half a segment of the commit log).
+pub const APPEND_BYTES_MAX: usize = 1 << 20;
 
 /// An engine, as the one writer thread uses it.
 pub trait Store {

@@ -6,7 +6,7 @@ use common::{Scripted, World, defaults, one};
 use parley_protocol::link::{Action as Act, Ask, Reply, ToGateway};
 use parley_protocol::{ChatId, ErrorCode, UserId};
 use storage_core::model::Model;
-use storage_core::store::{APPEND_EVENTS_MAX, Outcome, SEQ_BUCKET};
+use storage_core::store::{APPEND_BYTES_MAX, APPEND_EVENTS_MAX, Outcome, SEQ_BUCKET};
 use storage_core::{HaltReason, Options};
 
 fn pairs(world: &mut World<Scripted>, count: usize) -> (Vec<UserId>, Vec<ChatId>) {
@@ -66,6 +66,30 @@ fn an_append_ends_where_it_is_full_and_at_the_border_of_a_bucket() {
         assert_eq!(bucket(*first), bucket(first + *len as u64 - 1), "{appends:?}");
     }
     assert!(appends.iter().any(|(first, _)| *first == SEQ_BUCKET + 1), "the border was met: {appends:?}");
+}
+
+/// Large messages fill an append by their bytes.
+#[test]
+fn an_append_ends_where_its_bytes_are_many() {
+    let payload = 200 * 1024;
+    let options = Options { commits_in_flight_max: 1, payload_bytes_max: payload, ..Options::default() };
+    let mut world = common::world(options);
+    let (users, chats) = pairs(&mut world, 1);
+    world.store.manual = true;
+    for _ in 0..20 {
+        let ask = world.send_ask(chats[0], users[0], &"x".repeat(payload));
+        world.put(1, ask);
+    }
+    world.run();
+    let mut lens = Vec::new();
+    while !world.store.commits.is_empty() {
+        let group = world.store.answer(Outcome::Durable);
+        lens.extend(group.appends.iter().map(|append| append.events.len()));
+        world.run();
+    }
+    // The first group has one: it is sealed as soon as the store has a slot free.
+    assert_eq!(lens.iter().sum::<usize>(), 20, "{lens:?}");
+    assert_eq!(lens.iter().max(), Some(&APPEND_BYTES_MAX.div_ceil(payload)), "{lens:?}");
 }
 
 #[test]

@@ -170,3 +170,18 @@ fn a_name_that_fell_with_its_group_is_free_again() {
     world.run();
     assert_eq!(login(&mut world, "b", "bob").name, "bob");
 }
+
+/// A cluster writes a name's key before the user's row: who died in between left a key that names a nameless user.
+#[test]
+fn a_name_that_was_being_given_is_given_at_the_next_login_to_the_same_user_only() {
+    let mut world = defaults();
+    let alice = login(&mut world, "a", "");
+    let mut state = world.store.model.state.clone();
+    state.uniques.insert("n\0alice".to_owned(), u128::from(alice.user_id.0));
+    let mut world = world.restart(Scripted { model: Model::open(state), ..Scripted::default() });
+    world.epoch = 1;
+    world.open_link(1);
+    assert_eq!(login(&mut world, "b", "alice").name, "", "it is another's");
+    assert_eq!(login(&mut world, "a", "alice"), UserName { name: "alice".to_owned(), ..alice.clone() });
+    assert_eq!(world.store.model.state.users[&alice.user_id].name, "alice");
+}

@@ -5,7 +5,7 @@ use super::jobs::Answered;
 use super::loads::Op;
 use super::{Phase, Writer};
 use crate::planted::{self, Bug};
-use crate::store::{APPEND_EVENTS_MAX, Append, Group, Meta, OpId, Outcome, SEQ_BUCKET, StoreRequest};
+use crate::store::{APPEND_BYTES_MAX, APPEND_EVENTS_MAX, Append, Group, Meta, OpId, Outcome, SEQ_BUCKET, StoreRequest};
 use parley_idgen::NotYet;
 use parley_protocol::ChatId;
 use parley_protocol::link::{Answer, LinkHello, LinkWelcome, Reply, ToGateway};
@@ -100,7 +100,10 @@ impl Writer {
             let (no, at) = chat.append_at;
             let gathered = writer.gathering.group.appends.get(at).filter(|_| no == writer.gathering.group.no);
             let border = chat.head_seq.is_multiple_of(SEQ_BUCKET);
-            gathered.is_some_and(|append| border || append.events.len() >= APPEND_EVENTS_MAX)
+            let bytes = |append: &Append| append.events.iter().map(|event| event.envelope.body.len()).sum::<usize>();
+            gathered.is_some_and(|append| {
+                border || append.events.len() >= APPEND_EVENTS_MAX || bytes(append) >= APPEND_BYTES_MAX
+            })
         };
         if full(self) && self.flights.len() < self.options.commits_in_flight_max {
             self.seal();

@@ -57,7 +57,7 @@ impl Writer {
         {
             let user_id = user_of(value);
             let user = self.users.get(user_id).expect("the job was prepared");
-            if user.is_nameless() && self.is_free(name) && self.phase == super::Phase::Serving {
+            if user.is_nameless() && self.is_free(name, Some(user_id)) && self.phase == super::Phase::Serving {
                 return self.give_name(to, user_id, (issuer, subject, name));
             }
             let reply = if user.exists {
@@ -80,7 +80,7 @@ impl Writer {
             Ok(id) => UserId(id),
             Err(refusal) => return self.without_id(to, refusal),
         };
-        let name = if self.is_free(name) { name } else { "" };
+        let name = if self.is_free(name, None) { name } else { "" };
         self.write_unique(identity, user_id);
         self.write_user(user_id, (issuer, subject, name));
         let usage = Usage { group_no: self.gathering.group.no, touched: self.tick, ..Usage::default() };
@@ -89,9 +89,15 @@ impl Writer {
         Judged::Done
     }
 
-    /// Whether a looked-up name can be given to a user now.
-    fn is_free(&self, name: &str) -> bool {
-        valid_name(name) && self.unique(&name_key(name)) == Some(UniqueState::Known(None))
+    /// Whether a looked-up name can be given to a user now: nobody has it, or it was being given to this very user when
+    /// a writer died between the name's key and the user's row.
+    fn is_free(&self, name: &str, user_id: Option<UserId>) -> bool {
+        valid_name(name)
+            && match self.unique(&name_key(name)) {
+                Some(UniqueState::Known(None)) => true,
+                Some(UniqueState::Known(Some(value))) => user_id == Some(user_of(value)),
+                _ => false,
+            }
     }
 
     /// A known user who has no name gets this one, which is free.
