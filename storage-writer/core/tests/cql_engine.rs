@@ -10,13 +10,6 @@ use parley_protocol::link::Reply;
 use storage_core::Options;
 use storage_core::cql::cluster::Cluster;
 use storage_core::cql::engine::EngineOptions;
-use storage_core::model::State;
-
-impl common::Engine for CqlStore {
-    fn shown(&self) -> &State {
-        &self.shown
-    }
-}
 
 fn world(options: EngineOptions) -> World<CqlStore> {
     let mut world = World::new(Options::default(), CqlStore::new(Cluster::new(1), options, 1));

@@ -2,6 +2,8 @@
 //! with an unknown outcome, and a crash may come between any two.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+pub mod random;
+
 use parley_protocol::partition::split_mix_64;
 use parley_protocol::{ChatId, UserId};
 use std::collections::{BTreeSet, HashMap};
@@ -11,6 +13,8 @@ use storage_core::cql::limit::LimitOptions;
 use storage_core::cql::rows::{INBOX_BUCKET, Partition, Read, Row, SEQ_BUCKET, Statement, Write};
 use storage_core::model::State;
 use storage_core::store::{EntryRow, Group, OpId, Outcome, Store, StoreRequest, StoreResult};
+
+pub const PATIENCE: u64 = 200;
 
 pub fn options() -> EngineOptions {
     EngineOptions {
@@ -52,6 +56,8 @@ pub struct CqlStore {
     /// In a thousand: a statement that could be executed waits.
     pub wait_per_mille: u64,
     pub executed: u64,
+    /// Steps in which something is waited for.
+    pub patience: u64,
     seed: u64,
 }
 
@@ -73,6 +79,7 @@ impl CqlStore {
             shown: State::default(),
             wait_per_mille: 0,
             executed: 0,
+            patience: PATIENCE,
             seed,
         }
     }
@@ -93,6 +100,19 @@ impl CqlStore {
         self.engine = CqlEngine::new(self.options, self.epoch, self.epoch);
         self.engine.set_lease(Some(u64::MAX));
         self.groups.clear();
+    }
+
+    /// One operation, to its end.
+    pub fn one(&mut self, op: OpId, request: StoreRequest) -> StoreResult {
+        self.submit(op, request);
+        let mut done = Vec::new();
+        for _ in 0..1_000 {
+            self.completions(&mut done);
+            if let Some((_, result)) = done.pop() {
+                return result;
+            }
+        }
+        panic!("no answer: {:?}", self.engine.status());
     }
 
     /// Some milliseconds of the engine and the cluster.
@@ -260,7 +280,7 @@ impl Store for CqlStore {
 
     fn completions(&mut self, done: &mut Vec<(OpId, StoreResult)>) {
         let before = done.len();
-        for _ in 0..200 {
+        for _ in 0..self.patience {
             self.engine.completions(done);
             if done.len() > before {
                 break;
