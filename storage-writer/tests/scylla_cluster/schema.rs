@@ -67,6 +67,24 @@ fn nobody_at_the_contact_point_is_said() {
     assert!(text.contains("scylla.contact_points"), "{text}");
 }
 
+#[test]
+fn cassandra_is_not_asked_for_tablets_in_vain() {
+    let keyspace = Keyspace(cluster().options("tablets"));
+    let schema = SchemaOptions { tablets: Some(false), ..SchemaOptions::default() };
+    if let Err(error) = schema::apply(&keyspace.0, &schema, &mut |_| {}) {
+        assert!(error.to_string().contains("leave --tablets away"), "{error}");
+    }
+}
+
+#[test]
+fn a_datacenter_that_no_node_is_in_is_said() {
+    let bench = Bench::new("datacenter");
+    let of = |name: &str| ClusterOptions { datacenter: Some(name.to_owned()), ..bench.keyspace.0.clone() };
+    let text = refusal(&of("moon"));
+    assert!(text.contains("no node is in \"moon\"; there are nodes in datacenter1"), "{text}");
+    assert!(Executor::connect(&of("datacenter1"), Arc::new(ClusterMetrics::default()), Arc::new(|| {})).is_ok());
+}
+
 /// What `parley schema show` prints is what the node takes.
 #[test]
 fn what_is_shown_runs() {

@@ -19,13 +19,15 @@ pub struct Cluster {
     pub contact_points: Vec<String>,
     /// With `--tls`.
     pub ca: Option<PathBuf>,
+    /// Where it lies, if it was started here.
+    dir: Option<PathBuf>,
 }
 
 /// The cluster of this process.
 pub fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
     CLUSTER.get_or_init(|| match std::env::var("PARLEY_CQL_CONTACT") {
-        Ok(contact) => Cluster { contact_points: contact.split(',').map(str::to_owned).collect(), ca: None },
+        Ok(contact) => Cluster { contact_points: contact.split(',').map(str::to_owned).collect(), ca: None, dir: None },
         Err(_) => start(&[]),
     })
 }
@@ -33,7 +35,7 @@ pub fn cluster() -> &'static Cluster {
 /// Starts a node with these flags. It ends with this process, and its directory goes then, too: tests have no end of
 /// their own at which something could be done.
 pub fn start(flags: &[&str]) -> Cluster {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/cql-cluster");
+    let script = script();
     let dir = std::env::temp_dir().join(format!("parley-cql-{}-{}", std::process::id(), flags.len()));
     let ends = "while [ -e /proc/$0 ]; do sleep 1; done; \"$1\" stop --dir \"$2\"; rm -rf \"$2\"";
     let mut watch = Command::new("sh");
@@ -51,7 +53,7 @@ pub fn start(flags: &[&str]) -> Cluster {
     let text = String::from_utf8(output.stdout).expect("text");
     let ca = text.lines().find_map(|line| line.strip_prefix("ca ")).map(PathBuf::from);
     let contact = text.lines().last().expect("contact points");
-    Cluster { contact_points: contact.split(',').map(str::to_owned).collect(), ca }
+    Cluster { contact_points: contact.split(',').map(str::to_owned).collect(), ca, dir: Some(dir) }
 }
 
 /// The first of five ports that nobody listens on, below those that the system gives to clients.
@@ -61,7 +63,18 @@ fn free_port() -> u16 {
     (from..from + 5_000).step_by(10).find(|base| (*base..*base + 5).all(is_free)).expect("five free ports")
 }
 
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/cql-cluster")
+}
+
 impl Cluster {
+    /// `kill`, `restart`, `pause` or `resume` of the first node, which was started here.
+    pub fn node(&self, action: &str) {
+        let dir = self.dir.as_ref().expect("a cluster of this test's own");
+        let done = Command::new(script()).args([action, "--node", "1", "--dir"]).arg(dir).status();
+        assert!(done.expect("scripts/cql-cluster runs").success(), "{action}");
+    }
+
     /// Options for a keyspace that nobody else uses.
     pub fn options(&self, name: &str) -> ClusterOptions {
         static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -94,7 +107,11 @@ pub struct Bench {
 
 impl Bench {
     pub fn new(name: &str) -> Bench {
-        let keyspace = Keyspace(cluster().options(name));
+        Bench::with(cluster().options(name))
+    }
+
+    pub fn with(options: ClusterOptions) -> Bench {
+        let keyspace = Keyspace(options);
         schema::apply(&keyspace.0, &schema::SchemaOptions::default(), &mut |_| {}).expect("tables");
         let woken = Arc::new((Mutex::new(false), Condvar::new()));
         let (metrics, waker) = (Arc::new(ClusterMetrics::default()), woken.clone());

@@ -9,6 +9,7 @@ use scylla::client::session_builder::SessionBuilder;
 use scylla::policies::load_balancing::DefaultPolicy;
 use scylla::policies::retry::FallthroughRetryPolicy;
 use scylla::statement::{Consistency, SerialConsistency};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -113,7 +114,22 @@ pub(super) async fn connect(options: &ClusterOptions) -> Result<Session, OpenErr
         let password = options.password_file.as_deref().map(password).transpose()?.unwrap_or_default();
         builder = builder.user(user, password);
     }
-    builder.build().await.map_err(|error| not_connected(&error, options.contact(), options.user.as_deref()))
+    let built = builder.build().await;
+    let session = built.map_err(|error| not_connected(&error, options.contact(), options.user.as_deref()))?;
+    expect_datacenter(&session, options)?;
+    Ok(session)
+}
+
+/// A name that no node has would be taken for an order that never matters.
+fn expect_datacenter(session: &Session, options: &ClusterOptions) -> Result<(), OpenError> {
+    let Some(wanted) = &options.datacenter else { return Ok(()) };
+    let state = session.get_cluster_state();
+    let there: BTreeSet<&str> = state.get_nodes_info().iter().filter_map(|node| node.datacenter.as_deref()).collect();
+    if there.contains(wanted.as_str()) {
+        return Ok(());
+    }
+    let there = there.into_iter().collect::<Vec<_>>().join(", ");
+    Err(OpenError::Option { name: "datacenter", what: format!("no node is in {wanted:?}; there are nodes in {there}") })
 }
 
 fn password(path: &Path) -> Result<String, OpenError> {

@@ -245,7 +245,11 @@ impl Change<'_> {
             let Err(error) = self.session.query_unpaged(statement, ()).await else { return Ok(()) };
             match classify(&error) {
                 StatementError::Unknown(text) if tries < TRIES => (self.say)(&format!("{action}: {text}; again")),
-                _ => return Err(self.failed(action, error.to_string())),
+                _ => {
+                    let no_tablets = error.to_string().contains("Unknown property 'tablets'");
+                    let hint = if no_tablets { "; only ScyllaDB has tablets, leave --tablets away" } else { "" };
+                    return Err(self.failed(action, format!("{error}{hint}")));
+                }
             }
         }
     }

@@ -15,6 +15,7 @@ use storage_core::store::{CommandName, CommandRow};
 /// Kinds of rows in `work`, in the order of `WorkKey`.
 const WORK_CHAT: i8 = 0;
 const WORK_USER: i8 = 1;
+const WORK_MARK: i8 = 2;
 /// Bytes of a unique key, at the most: what a partition key holds.
 const KEY_BYTES_MAX: usize = u16::MAX as usize;
 
@@ -110,6 +111,10 @@ pub(super) fn row_values(partition: &Partition, row: &Row) -> Result<Vec<CqlValu
         }
         (Partition::Work { .. }, Row::Work(WorkKey::User(user_id))) => {
             values.extend([CqlValue::TinyInt(WORK_USER), blob(&user_id.0.to_be_bytes())]);
+        }
+        (Partition::Work { .. }, Row::Work(WorkKey::Mark(chat_id, user_id))) => {
+            let id = [&chat_id.0.to_be_bytes()[..], &user_id.0.to_be_bytes()].concat();
+            values.extend([CqlValue::TinyInt(WORK_MARK), blob(&id)]);
         }
         (Partition::Events { chat_id, .. }, Row::Event(row)) if row.event.chat_id == *chat_id => values.extend([
             key(row.event.seq)?,
@@ -259,6 +264,11 @@ fn rows(partition: &Partition, page: &QueryRowsResult, out: &mut Vec<Row>) -> Re
                 out.push(Row::Work(match row? {
                     (WORK_CHAT, id) => WorkKey::Chat(ChatId(number_u128(id)?)),
                     (WORK_USER, id) => WorkKey::User(UserId(u64::from_be_bytes(number(id)?))),
+                    (WORK_MARK, id) => {
+                        let (chat_id, user_id) = id.split_at_checked(16).ok_or(Bad::Bytes(Damage::Form))?;
+                        let user_id = UserId(u64::from_be_bytes(number(user_id)?));
+                        WorkKey::Mark(ChatId(number_u128(chat_id)?), user_id)
+                    }
                     (kind, _) => return Err(Bad::Row(format!("{kind} is no kind of work"))),
                 }));
             }
@@ -381,11 +391,8 @@ mod tests {
     #[test]
     fn a_message_of_a_hundred_bytes_takes_what_the_documentation_says() {
         let (chat_id, user_id, bucket) = (ChatId(1), UserId(2), 0);
-        let message = MessageBody {
-            content_type: "text/plain".to_owned(),
-            payload: vec![b'x'; 100],
-            ..MessageBody::default()
-        };
+        let message =
+            MessageBody { content_type: "text/plain".to_owned(), payload: vec![b'x'; 100], ..MessageBody::default() };
         let mut body = Vec::new();
         encode_rkyv(&message, &mut body);
         let (message_id, client_msg_id) = (MessageId(1), ClientMsgId(1));
