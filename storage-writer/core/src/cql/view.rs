@@ -9,6 +9,7 @@ mod ahead;
 mod chat;
 mod inbox;
 
+use super::engine::InFlight;
 use super::rows::{Partition, Read, Row, StatementError, StatementResult, seq_bucket};
 use crate::planted::{self, Bug};
 use crate::store::{Checkpoint, EntryRow, MarkRow, MemberRow, ReadError, SEQ_BUCKET, StoredUser, UserRow, View, Want};
@@ -17,6 +18,7 @@ use hashbrown::{HashMap, HashSet};
 use parley_protocol::body::kind;
 use parley_protocol::{ChatId, Event, UserId};
 use std::cell::RefCell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Looks at a head, at the most: rows that do not fit each other may be of two moments. Then they are damage.
 const LOOKS_MAX: usize = 4;
@@ -57,7 +59,7 @@ impl<R: Rows + ?Sized> Rows for std::rc::Rc<R> {
     }
 }
 
-impl<R: Rows + ?Sized> Rows for std::sync::Arc<R> {
+impl<R: Rows + ?Sized> Rows for Arc<R> {
     fn read(&self, read: &Read) -> StatementResult {
         (**self).read(read)
     }
@@ -92,6 +94,35 @@ impl Bounds for Settled {
 
     fn epoch(&self) -> u64 {
         0
+    }
+}
+
+/// What a writer of this process has in flight.
+#[derive(Clone, Debug)]
+pub struct WriterBounds {
+    /// The engine's.
+    pub in_flight: Arc<Mutex<InFlight>>,
+    /// The engine's.
+    pub epoch: u64,
+}
+
+impl WriterBounds {
+    fn lock(&self) -> MutexGuard<'_, InFlight> {
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Bounds for WriterBounds {
+    fn chat(&self, chat_id: ChatId) -> Option<u64> {
+        self.lock().chat(chat_id)
+    }
+
+    fn user(&self, user_id: UserId) -> Option<u64> {
+        self.lock().user(user_id)
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch
     }
 }
 
