@@ -96,6 +96,15 @@ impl Directory {
         Ok(())
     }
 
+    /// Makes everything durable and closes the engine. How many groups it has.
+    fn close(&mut self) -> Result<u64, CopyError> {
+        let failed = self.failed();
+        let Store { database, tables, groups } = self.store.take().expect("rows follow `begin` or `resume`");
+        database.persist(PersistMode::SyncAll).map_err(failed)?;
+        drop((tables, database));
+        Ok(groups)
+    }
+
     fn store(&self) -> &Store {
         self.store.as_ref().expect("rows follow `begin` or `resume`")
     }
@@ -162,6 +171,14 @@ impl Target for Directory {
     }
 
     fn verify(&mut self, source: &Source, step: &mut dyn FnMut(Table, &Chunk)) -> Result<Report, CopyError> {
+        // Opened anew, so that what is compared comes from files and not from what was kept in memory.
+        let groups = self.close()?;
+        self.open()?;
+        if self.store().groups != groups {
+            let (path, found) = (self.path.display(), self.store().groups);
+            let what = format!("the store in {path} has {found} of {groups} groups; its disk loses what is written");
+            return Err(CopyError::Target(what));
+        }
         let Store { database, tables, .. } = self.store();
         let view = EmbeddedView::take(database, tables);
         let mut report = Report { tables: Vec::new() };
@@ -193,11 +210,7 @@ impl Target for Directory {
     }
 
     fn finish(&mut self) -> Result<(), CopyError> {
-        let failed = self.failed();
-        let Store { database, tables, groups } = self.store.take().expect("rows follow `begin` or `resume`");
-        database.persist(PersistMode::SyncAll).map_err(failed)?;
-        // Closed before the store may be opened.
-        drop((tables, database));
+        let groups = self.close()?;
         let high_water = HighWater::open(&self.path).map_err(CopyError::Open)?;
         let path = self.path.join(HIGH_WATER_FILE);
         let mut high_water = high_water.ok_or_else(|| CopyError::Target(format!("{} is gone", path.display())))?;

@@ -305,7 +305,7 @@ impl Source {
         let mut walk = Walk(after.and_then(|key| Walk::scope(table, key)));
         for row in &rows {
             walk.step(table, &row.key).map_err(|expected| {
-                let what = format!("{}, number {expected} is missing", place(table, row));
+                let what = format!("{}: number {expected} should be there before it", place(table, row));
                 damage(&self.data_dir, &what)
             })?;
         }
@@ -347,8 +347,8 @@ pub(super) fn is_no_part_of_a_store(name: &str) -> bool {
 fn place(table: Table, row: &RawRow) -> String {
     let key: String = row.key.iter().map(|byte| format!("{byte:02x}")).collect();
     let told = match table {
-        Table::Events => layout::parse_event_key(&row.key).map(|(chat, seq)| format!("chat {chat}, before seq {seq}")),
-        Table::Inbox => layout::parse_inbox_key(&row.key).map(|(user, no)| format!("user {user}, before entry {no}")),
+        Table::Events => layout::parse_event_key(&row.key).map(|(chat, seq)| format!("chat {chat}, seq {seq}")),
+        Table::Inbox => layout::parse_inbox_key(&row.key).map(|(user, no)| format!("user {user}, entry {no}")),
         _ => None,
     };
     format!("table {}, {}", table.name(), told.unwrap_or_else(|| format!("key {key}")))

@@ -11,11 +11,14 @@ use scylla::response::query_result::QueryResult;
 use scylla::statement::Consistency;
 use scylla::statement::unprepared::Statement;
 use scylla::value::CqlValue;
+use std::time::Duration;
 
 /// The row in `schema_version`; its `holder` names the copy.
 const ROW_COPY: &str = "copy";
 /// How often a change is sent whose outcome is not known: repeated, it is true or does nothing.
 const TRIES: u32 = 5;
+/// Before it is sent again; longer each time.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Fails while a copy into the keyspace is not finished.
 pub(super) async fn refuse(session: &Session, options: &ClusterOptions) -> Result<(), OpenError> {
@@ -51,7 +54,7 @@ async fn ask(
         }
         match session.query_unpaged(statement, values).await {
             Ok(page) => return Ok(page),
-            Err(_) if tries < TRIES => {}
+            Err(_) if tries < TRIES => tokio::time::sleep(PAUSE * tries).await,
             Err(error) => return Err(failed(options, error.to_string())),
         }
     }
