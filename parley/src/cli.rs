@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Prove that a stopped storage-writer's data is whole.
     CheckStore(CheckStoreArgs),
+    /// Copy a stopped store: a backup, or the move into a cluster.
+    Store(StoreArgs),
     /// Create and migrate the tables of a cluster.
     Schema(SchemaArgs),
     /// Print a development token.
@@ -65,6 +67,7 @@ pub(crate) enum Command {
 #[command(after_help = "Examples:
   parley up
   parley up --data /var/lib/parley --listen 0.0.0.0:7400 --shards 4
+  parley up --store scylla --contact 10.0.0.1:9042,10.0.0.2:9042   # rows in a cluster; makes its tables
 
 SIGTERM or Ctrl-C sees the clients off and ends; a second one ends at once.")]
 pub(crate) struct UpArgs {
@@ -73,9 +76,21 @@ pub(crate) struct UpArgs {
     pub(crate) data: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) gateway: GatewayFlags,
+    #[command(flatten)]
+    pub(crate) store: StoreFlags,
     /// A directory with a gateway.toml or a storage-writer.toml of your own.
     #[arg(long, value_name = "DIR")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// Flags that say where rows are kept.
+#[derive(Debug, Args)]
+pub(crate) struct StoreFlags {
+    /// Where rows are kept [default: embedded, in the data directory].
+    #[arg(long, value_name = "STORE")]
+    pub(crate) store: Option<StoreKind>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterFlags,
 }
 
 /// Flags that lie over gateway.toml.
@@ -113,6 +128,14 @@ pub(crate) struct GatewayArgs {
 
 /// `parley storage-writer`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  parley storage-writer --data ./data
+  parley schema apply --contact 10.0.0.1:9042
+  parley storage-writer --data ./a --store scylla --contact 10.0.0.1:9042 &
+  parley storage-writer --data ./b --store scylla --contact 10.0.0.1:9042 --admin 127.0.0.1:7404   # stands by
+
+Of several on one cluster one is active; another takes over within seconds when it ends. Gateways find the active one
+among the `writer.sockets` of gateway.toml.")]
 pub(crate) struct StorageWriterArgs {
     /// The directory of everything that lasts [default: `data` of storage-writer.toml, ./data].
     #[arg(long, env = "PARLEY_DATA", hide_env_values = true, value_name = "DIR")]
@@ -120,6 +143,8 @@ pub(crate) struct StorageWriterArgs {
     /// Where /healthz, /readyz and /metrics are [default: 127.0.0.1:7403].
     #[arg(long, value_name = "ADDR")]
     pub(crate) admin: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) store: StoreFlags,
     /// A directory with a storage-writer.toml of your own.
     #[arg(long, value_name = "DIR")]
     pub(crate) config: Option<PathBuf>,
@@ -156,6 +181,66 @@ pub(crate) struct CheckStoreArgs {
     /// The data directory.
     #[arg(long, env = "PARLEY_DATA", hide_env_values = true, default_value = "data", value_name = "DIR")]
     pub(crate) data: PathBuf,
+}
+
+/// `parley store`
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: StoreCommand,
+}
+
+/// What to do with a store.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Copy a stopped store, row by row, and prove that the copy is the same.
+    Copy(StoreCopyArgs),
+}
+
+/// `parley store copy`
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  # a backup; started with `parley up --data`, it is the same deployment
+  parley store copy --from embedded --from-data data --to embedded --to-data backup
+  # the move into a cluster, whose tables `parley schema apply` has made
+  parley store copy --from embedded --from-data data --to scylla --contact 10.0.0.1:9042,10.0.0.2:9042
+
+Stop the storage-writer (or `parley up`) first: a store that runs is refused. The target must be empty. Every row is
+written, read back and compared, by counts and checksums that are printed; only then the target can be started.
+
+Interrupted, by whatever: give the same command again, and it goes on where it was. The source is not changed, but for
+a small file in its directory `copies` while a copy is under way. If the source was started in between, the copy
+cannot go on: empty the target and begin anew. Keys (dev-key.json, ticket.key) are not copied.
+
+Exit codes: 0 copied and proven; 1 it failed, and what to do is said; 2 wrong usage.")]
+pub(crate) struct StoreCopyArgs {
+    /// What is copied: embedded.
+    #[arg(long, value_name = "STORE")]
+    pub(crate) from: StoreKind,
+    /// The data directory that is copied.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) from_data: PathBuf,
+    /// What the copy is.
+    #[arg(long, value_name = "STORE")]
+    pub(crate) to: StoreKind,
+    /// With --to embedded: the directory of the copy, which must be new or empty.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) to_data: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) cluster: ClusterFlags,
+    /// A directory with a storage-writer.toml of your own, whose `[scylla]` the flags lie over.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// Where rows are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StoreKind {
+    /// A data directory.
+    Embedded,
+    /// A cluster of ScyllaDB or Cassandra.
+    Scylla,
 }
 
 /// `parley schema`
@@ -577,6 +662,8 @@ mod tests {
             "parley echo --listen 127.0.0.1:0 --driver uring --shards 1",
             "parley schema apply --contact a:1,b:2 --keyspace k --user u --password-file f --tls-ca g --tablets off",
             "parley schema show --replication {} --config c",
+            "parley store copy --from embedded --from-data d --to embedded --to-data e",
+            "parley store copy --from embedded --from-data d --to scylla --contact 127.0.0.1:9042 --keyspace k",
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line).err());
         }
@@ -593,6 +680,8 @@ mod tests {
             ("parley history --as a --with b --before 1 --after 2", "cannot be used with"),
             ("parley up --driver kqueue", "auto, uring, epoll"),
             ("parley schema apply --tablets yes", "on, off, default"),
+            ("parley store copy --from embedded --from-data d --to-data e", "--to <STORE>"),
+            ("parley store copy --from embedded --from-data d --to disk --to-data e", "embedded, scylla"),
         ] {
             let error = parse(line).expect_err(line);
             assert!(error.contains(says), "{line}: {error}");

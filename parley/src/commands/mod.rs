@@ -13,6 +13,7 @@ mod send;
 mod server;
 pub(crate) mod show;
 mod storage_writer;
+mod store;
 mod tail;
 pub(crate) mod talk;
 mod token;
@@ -31,6 +32,7 @@ pub(crate) fn run(command: Command) -> ExitCode {
         Command::Echo(args) => return echo::run(&args),
         Command::Check(args) => return check::run(&args),
         Command::CheckStore(args) => return check_store::run(&args),
+        Command::Store(args) => return store::run(&args),
         Command::Schema(args) => return schema::run(&args),
         Command::Token(args) => token::run(&args),
         Command::Chat(args) => crate::chat::run(&args),

@@ -29,4 +29,5 @@ mod retry_same_command;
 mod sessions;
 mod slow_reader;
 mod stopped_gateway_is_fenced;
+mod store_copy;
 mod sync_failure;
