@@ -491,8 +491,11 @@ impl Shell {
             Standing::Active { .. } => {}
             Standing::Suspended { reason } => (status.ready, status.reason) = (false, Some(reason.clone())),
             Standing::Standby { active } => {
-                let other = if active.is_empty() { "another writer" } else { active };
-                (status.ready, status.reason) = (false, Some(format!("standing by: {other} is active")));
+                let words = match active.as_str() {
+                    "" => "standing by: the lease is being taken, or waited out".to_owned(),
+                    active => format!("standing by: {active} is active"),
+                };
+                (status.ready, status.reason) = (false, Some(words));
             }
         }
         self.damage_met |= self.readers.met_damage();

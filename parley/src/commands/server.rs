@@ -5,7 +5,9 @@ use crate::cli::{DriverArg, GatewayFlags};
 use gateway::identity::{DevKey, Tickets};
 use gateway::plane::{DriverChoice, Exit, Probe, StartError, probe};
 use gateway_core::output::HaltReason;
-use parley_config::{ConfigError, Gateway, Loaded, LogFormat, Machine, Origin, Severity, Sources, StorageWriter};
+use parley_config::{
+    ConfigError, Engine, Gateway, Loaded, LogFormat, Machine, Origin, Severity, Sources, StorageWriter,
+};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use std::error::Error;
@@ -28,6 +30,10 @@ use tracing_subscriber::util::SubscriberInitExt;
 const LOOK: Duration = Duration::from_millis(20);
 /// How long a start waits for a part before it says `ready` without it.
 const READY_PATIENCE: Duration = Duration::from_secs(5);
+/// Groups that a cluster works on at a time: statements of different chats do not wait for each other, nor their groups.
+const CLUSTER_COMMITS_MAX: usize = 8;
+/// Threads that answer reads from a cluster, at least: each waits for its own read, most of the time.
+const CLUSTER_READERS_MIN: usize = 16;
 /// Name of the storage-writer's socket in the data directory.
 const SOCKET_FILE: &str = "writer.sock";
 
@@ -253,6 +259,14 @@ fn another_address(flag: &str) -> String {
     format!("; stop the other process or choose another address with {flag}")
 }
 
+/// Where rows are kept, for people.
+pub(super) fn store_name(config: &StorageWriter) -> String {
+    match config.store {
+        Engine::Embedded => config.data.display().to_string(),
+        Engine::Scylla => format!("keyspace {} at {}", config.scylla.keyspace, config.scylla.contact_points.join(",")),
+    }
+}
+
 /// Starts the storage-writer under its configuration, and waits until it takes commands.
 pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> Result<Arc<Writer>, Failure> {
     let config = &configuration.writer.config;
@@ -265,6 +279,11 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
     options.embedded.memtable_bytes = config.embedded.memtable_bytes as u64;
     options.embedded.journal_bytes_max = config.embedded.journal_bytes_max as u64;
     options.embedded.disk_reserve_bytes = config.embedded.disk_reserve_bytes;
+    if config.store == Engine::Scylla {
+        options.scylla = Some(super::schema::scylla_options(&config.scylla));
+        options.reader_threads = usize::from(config.readers.threads).max(CLUSTER_READERS_MIN);
+        options.writer.commits_in_flight_max = CLUSTER_COMMITS_MAX;
+    }
     let writer = &mut options.writer;
     writer.worker = config.worker;
     writer.group_members_max = config.limits.group_members_max as usize;

@@ -11,6 +11,7 @@ pub(super) fn run(args: &StorageWriterArgs) -> ExitCode {
 fn serve(args: &StorageWriterArgs) -> Result<(), Failure> {
     let signals = Signals::install()?;
     let mut flags = server::path_flag("data", args.data.as_deref());
+    flags.extend(super::schema::store_flags(&args.store));
     flags.extend(args.admin.map(|address| ("admin".to_owned(), address.to_string())));
     let configuration = Configuration::load(args.config.as_deref(), &[], &flags)?;
     let config = &configuration.writer.config;
@@ -21,7 +22,7 @@ fn serve(args: &StorageWriterArgs) -> Result<(), Failure> {
     let writer = server::start_writer(&configuration, &signals)?;
     let parts = Parts { gateway: None, writer: Some(writer.clone()) };
     println!("admin    http://{}/metrics  /readyz  /healthz", server::start_admin(config.admin, parts)?);
-    println!("storage  {}", config.data.display());
+    println!("storage  {}", server::store_name(config));
     println!("ready {}", server::writer_socket(&config.socket, &config.data).display());
     if signals.wait_while(|| writer.failure().is_none()) {
         tracing::info!("draining: what was taken is committed and answered");

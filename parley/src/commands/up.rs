@@ -2,7 +2,7 @@
 
 use super::server::{self, Configuration, Failure, Parts, Signals};
 use crate::cli::UpArgs;
-use parley_config::Gateway;
+use parley_config::Engine;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
@@ -18,7 +18,8 @@ pub(super) fn run(args: &UpArgs) -> ExitCode {
 fn serve(args: &UpArgs) -> Result<(), Failure> {
     let signals = Signals::install()?;
     let gateway_flags = server::gateway_flags(&args.gateway);
-    let writer_flags = server::path_flag("data", args.data.as_deref());
+    let mut writer_flags = server::path_flag("data", args.data.as_deref());
+    writer_flags.extend(super::schema::store_flags(&args.store));
     let mut configuration = Configuration::load(args.config.as_deref(), &gateway_flags, &writer_flags)?;
     let data = configuration.writer.config.data.clone();
     server::log(&configuration.gateway.config.log);
@@ -28,13 +29,14 @@ fn serve(args: &UpArgs) -> Result<(), Failure> {
     // One process, one socket: the storage-writer's.
     let socket = server::writer_socket(&configuration.writer.config.socket, &data);
     configuration.gateway.config.writer.sockets = vec![socket];
+    super::schema::apply_for_up(&configuration)?;
     let writer = server::start_writer(&configuration, &signals)?;
     let gateway = server::start_gateway(server::gateway_options(&configuration, &data)?)?;
     let config = &configuration.gateway.config;
     let parts = Parts { gateway: Some(gateway.monitor()), writer: Some(writer.clone()) };
     let admin = server::start_admin(config.admin, parts)?;
     server::await_gateway(&gateway, &signals)?;
-    say_ready(&gateway, config, &data, admin);
+    say_ready(&gateway, &configuration, &data, admin);
     let asked = signals.wait_while(|| gateway.is_running() && writer.failure().is_none());
     if asked {
         tracing::info!("draining: clients are seen off and come back elsewhere or later");
@@ -51,7 +53,8 @@ fn serve(args: &UpArgs) -> Result<(), Failure> {
     ended
 }
 
-fn say_ready(gateway: &gateway::Handle, config: &Gateway, data: &Path, admin: SocketAddr) {
+fn say_ready(gateway: &gateway::Handle, configuration: &Configuration, data: &Path, admin: SocketAddr) {
+    let config = &configuration.gateway.config;
     let url = server::client_url(gateway.addr(), &config.path);
     // Only what differs from the clients' defaults needs saying.
     let mut options = String::new();
@@ -64,6 +67,9 @@ fn say_ready(gateway: &gateway::Handle, config: &Gateway, data: &Path, admin: So
     println!("gateway  {url}  driver {}, {} shards", gateway.driver(), gateway.shards());
     println!("admin    http://{admin}/metrics  /readyz  /healthz");
     println!("data     {}", data.display());
+    if configuration.writer.config.store == Engine::Scylla {
+        println!("storage  {}", server::store_name(&configuration.writer.config));
+    }
     println!("try      parley chat --as alice{options}");
     println!("         parley chat --as bob{options}      (another terminal; then type /dm alice)");
     println!("ready {url}");
