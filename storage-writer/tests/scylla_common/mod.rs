@@ -34,6 +34,7 @@ pub fn cluster() -> &'static Cluster {
 
 /// Starts a node with these flags. It ends with this process, and its directory goes then, too: tests have no end of
 /// their own at which something could be done.
+#[expect(clippy::zombie_processes, reason = "what cleans up outlives this process")]
 pub fn start(flags: &[&str]) -> Cluster {
     let script = script();
     let dir = std::env::temp_dir().join(format!("parley-cql-{}-{}", std::process::id(), flags.len()));
