@@ -66,3 +66,55 @@ fn a_taker_finds_everything() {
     let status = world.store.engine.status();
     assert!(status.recovered && status.recovered_appends == 1 && status.recovered_entries == 0, "{status:?}");
 }
+
+fn requests(world: &World<CqlStore>) -> u64 {
+    world.store.engine.status().requests()
+}
+
+/// A writer with one commit in flight, over an engine as it ships, and two users who talked before.
+fn steady() -> (World<CqlStore>, ChatId, parley_protocol::UserId) {
+    let options = Options { commits_in_flight_max: 1, ..Options::default() };
+    let mut world = World::new(options, CqlStore::new(Cluster::new(1), EngineOptions::default(), 1));
+    world.run();
+    world.open_link(1);
+    let users = world.users(2);
+    let direct = ChatId::direct(users[0], users[1]).expect("two users");
+    for _ in 0..3 {
+        world.send(direct, users[0], "text");
+    }
+    (world, direct, users[0])
+}
+
+#[test]
+fn a_lone_direct_message_costs_six_requests_at_the_most() {
+    let (mut world, direct, user) = steady();
+    let before = requests(&world);
+    world.send(direct, user, "text");
+    assert_eq!(requests(&world) - before, 5, "look-up, events, two inboxes, name");
+    // As rarely as there is a new list of work, the chat is put there.
+    world.store.now_ms += 31_000;
+    let before = requests(&world);
+    world.send(direct, user, "text");
+    let deleted = 1;
+    assert_eq!(requests(&world) - before, 6 + deleted, "and the list; the old one is deleted once for all");
+    let status = world.store.engine.status();
+    assert_eq!((status.statements.retries, status.work_keys), (0, 1));
+}
+
+#[test]
+fn sixteen_messages_in_an_append_cost_six_tenths_of_a_request_each() {
+    let (mut world, direct, user) = steady();
+    let before = world.store.engine.status().statements;
+    // The first is in flight, alone, while the others are looked up and gather behind it.
+    for _ in 0..17 {
+        let ask = world.send_ask(direct, user, "text");
+        world.put(1, ask);
+    }
+    world.run();
+    let after = world.store.engine.status().statements;
+    let appends: Vec<_> = world.store.durable.iter().rev().take(2).map(|group| group.appends[0].events.len()).collect();
+    assert_eq!((appends, after.events - before.events), (vec![16, 1], 2));
+    let alone = 5;
+    let each = (after.total() - before.total() - alone) as f64 / 16.0;
+    assert!(each <= 0.6, "{each}: {before:?} {after:?}");
+}

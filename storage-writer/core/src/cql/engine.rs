@@ -136,8 +136,8 @@ enum Owner {
     Marks(ChatId),
     /// Something of a group that nothing waits for but the group.
     Part(u64),
-    /// A user of a group: the unique keys wait.
-    User(u64),
+    /// A row of a user, or a key: the next waits.
+    Account(UserId),
     /// A part of a load.
     Load(u64),
     /// Names of commands in one partition.
@@ -181,6 +181,8 @@ pub struct Engine {
     chats: HashMap<ChatId, ChatLane>,
     inboxes: HashMap<UserId, InboxLane>,
     marks: HashMap<ChatId, MarkLane>,
+    /// Rows of users and their keys that do not stand, with their groups; the first is under way.
+    accounts: HashMap<UserId, VecDeque<(u64, Partition, Row)>>,
     touched: Touched,
     in_flight: Arc<Mutex<InFlight>>,
     facts: Facts,
@@ -215,6 +217,7 @@ impl Engine {
             chats: HashMap::new(),
             inboxes: HashMap::new(),
             marks: HashMap::new(),
+            accounts: HashMap::new(),
             touched: Touched::default(),
             in_flight: Arc::default(),
             loads: Loads::default(),
@@ -360,7 +363,7 @@ impl Engine {
             Owner::InboxState(user_id) => self.inbox_state_stands(user_id),
             Owner::Marks(chat_id) => self.marks_stand(chat_id),
             Owner::Part(no) => self.part_done(no),
-            Owner::User(no) => self.user_stands(no),
+            Owner::Account(user_id) => self.account_stands(user_id),
             Owner::Load(load) => self.load_read(load, statement, rows),
             Owner::Names(key) => self.names_read(key, &rows),
             Owner::Recover(part) => self.recover_read(part, rows),

@@ -135,6 +135,8 @@ pub enum WorkKey {
     Chat(ChatId),
     /// An entry of own state in this inbox.
     User(UserId),
+    /// Marks of a member in this chat, with or without an entry of own state.
+    Mark(ChatId, UserId),
 }
 
 /// A row. Which partition it is in says the [`Write`] or [`Read`] around it; every write of a row names all its columns.

@@ -25,8 +25,6 @@ pub(super) enum Of {
     Joined(ChatId),
     /// Marks in the chat.
     Mark(ChatId),
-    /// The group.
-    Group,
 }
 
 #[derive(Debug)]
@@ -114,7 +112,6 @@ impl Engine {
                     self.append_part_stands(chat_id, job.no);
                 }
                 Of::Mark(chat_id) => self.mark_entered(chat_id, user_id, job.inbox_seq),
-                Of::Group => self.part_done(job.no),
             }
         }
     }

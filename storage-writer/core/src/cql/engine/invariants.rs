@@ -24,7 +24,10 @@ impl Engine {
         self.check_lanes();
         self.check_owners();
         if self.flights.is_empty() {
-            assert!(self.chats.is_empty() && self.inboxes.is_empty() && self.marks.is_empty(), "lanes are of groups");
+            assert!(
+                self.chats.is_empty() && self.inboxes.is_empty() && self.marks.is_empty() && self.accounts.is_empty(),
+                "lanes are of groups"
+            );
             assert!(self.touched.is_empty() && self.shared().is_empty(), "only what is in flight is known to be");
         }
     }
@@ -74,6 +77,7 @@ impl Engine {
                     assert!(self.inboxes.contains_key(user_id));
                 }
                 Owner::Marks(_) => marks += 1,
+                Owner::Account(user_id) => assert!(self.accounts.contains_key(user_id)),
                 Owner::Events(_) => events += 1,
                 Owner::Names(_) => names += 1,
                 _ => {}

@@ -15,6 +15,8 @@ pub(super) struct MarkJob {
     pub(super) no: u64,
     pub(super) user_id: UserId,
     pub(super) row: MarkRow,
+    /// The write of a list of work that it waits for.
+    pub(super) list: Option<u64>,
     /// The entry of own state that it waits for.
     pub(super) entry: Option<u64>,
     /// It is part of an append.
@@ -40,6 +42,10 @@ impl MarkLane {
         self.jobs.iter_mut().filter(|job| job.joined && job.no == no).for_each(|job| job.event = false);
     }
 
+    pub(super) fn list_stands(&mut self, list: u64) {
+        self.jobs.iter_mut().filter(|job| job.list == Some(list)).for_each(|job| job.list = None);
+    }
+
     /// Takes what can be written; of several marks of one member the last holds all of them.
     fn take(&mut self) -> BTreeMap<UserId, MarkRow> {
         let mut rows = BTreeMap::new();
@@ -47,7 +53,7 @@ impl MarkLane {
         let mut kept = VecDeque::new();
         for job in self.jobs.drain(..) {
             let full = rows.len() >= MARKS_ROWS_MAX && !rows.contains_key(&job.user_id);
-            if job.entry.is_some() || job.event || full || blocked.contains(&job.user_id) {
+            if job.list.is_some() || job.entry.is_some() || job.event || full || blocked.contains(&job.user_id) {
                 blocked.insert(job.user_id);
                 kept.push_back(job);
             } else {

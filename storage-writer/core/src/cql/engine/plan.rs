@@ -8,9 +8,12 @@ use super::work::Waiter;
 use super::{Engine, Owner};
 use crate::cql::redo::{Redo, RedoCommand, RedoEntry, RedoMark, RedoMember};
 use crate::cql::rows::{Change, EventRow, Partition, Row, WorkKey};
-use crate::store::{Append, EntryRow, Group, MarkWrite, OpId, Outcome, StoreRequest, StoreResult, UserRow};
+use crate::store::{
+    Append, EntryRow, Group, MarkWrite, OpId, Outcome, StoreRequest, StoreResult, UserRow, identity_key,
+};
 use hashbrown::{HashMap, HashSet};
 use parley_protocol::{ChatId, UserId};
+use std::collections::{BTreeMap, VecDeque};
 
 /// A group that is not complete.
 #[derive(Debug, Default)]
@@ -20,9 +23,6 @@ pub(super) struct Flight {
     unknown_ms: u64,
     /// Appends, marks, users, unique keys and records that do not stand.
     pub(super) left: usize,
-    pub(super) users_left: usize,
-    /// They wait for the users.
-    uniques: Vec<(String, u128)>,
     pub(super) keys: Keys,
     /// Loads of what it touches.
     pub(super) loads: Vec<(OpId, StoreRequest)>,
@@ -44,8 +44,6 @@ impl Flight {
 pub(super) struct Plan {
     pub(super) no: u64,
     pub(super) appends: Vec<PlannedAppend>,
-    /// Entries that follow from no append: rows at heads that the recovery takes over.
-    pub(super) heads: Vec<(UserId, u64, EntryRow)>,
     /// Marks that follow from no append.
     pub(super) marks: Vec<MarkWrite>,
     pub(super) users: Vec<UserRow>,
@@ -164,7 +162,7 @@ impl Engine {
                 None => own.push(mark),
             }
         }
-        Plan { no, appends: planned, heads: Vec::new(), marks: own, users, uniques, parts, listed: true }
+        Plan { no, appends: planned, marks: own, users, uniques, parts, listed: true }
     }
 
     /// Puts a group into the lanes; its flight is there already.
@@ -172,10 +170,9 @@ impl Engine {
         let no = plan.no;
         self.enter_keys(&plan);
         let lists = self.list_work(&plan);
+        let accounts = account_steps(&plan.users, std::mem::take(&mut plan.uniques), &mut plan.parts);
         let flight = self.flights.get_mut(&no).expect("the caller put it there");
-        flight.left = plan.appends.len() + plan.marks.len() + plan.users.len() + plan.uniques.len();
-        flight.left += plan.parts.len() + plan.heads.len();
-        flight.users_left = plan.users.len();
+        flight.left = plan.appends.len() + plan.marks.len() + plan.parts.len() + accounts.len();
         if flight.left == 0 {
             return self.group_complete(no);
         }
@@ -190,14 +187,9 @@ impl Engine {
         }
         for write in std::mem::take(&mut plan.marks) {
             marked.push(write.chat_id);
-            let job = MarkJob {
-                no,
-                user_id: write.user_id,
-                row: write.row,
-                entry: write.inbox_seq,
-                joined: false,
-                event: false,
-            };
+            let list = lists.get(&WorkKey::Mark(write.chat_id, write.user_id)).copied();
+            let MarkWrite { user_id, row, inbox_seq: entry, .. } = write;
+            let job = MarkJob { no, user_id, row, list, entry, joined: false, event: false };
             self.marks.entry(write.chat_id).or_default().push(job);
         }
         for append in std::mem::take(&mut plan.appends) {
@@ -208,38 +200,30 @@ impl Engine {
         chats.into_iter().for_each(|chat_id| self.start_append(chat_id));
         users.into_iter().for_each(|user_id| self.write_entries(user_id));
         marked.into_iter().for_each(|chat_id| self.write_marks(chat_id));
-        self.write_rest(no, plan);
-    }
-
-    /// Rows that nothing of the group's lanes depends on. Users before the unique keys that name them.
-    fn write_rest(&mut self, no: u64, plan: Plan) {
         for (partition, row) in plan.parts {
             self.put(partition, vec![row], Owner::Part(no));
         }
-        let waits = !plan.users.is_empty();
-        for user in plan.users {
-            self.put(Partition::User { user_id: user.user_id }, vec![Row::User(user)], Owner::User(no));
-        }
-        if waits {
-            self.flights.get_mut(&no).expect("it is not complete").uniques = plan.uniques;
-        } else {
-            self.write_uniques(no, plan.uniques);
+        for (user_id, partition, row) in accounts {
+            let lane = self.accounts.entry(user_id).or_default();
+            lane.push_back((no, partition, row));
+            if lane.len() == 1 {
+                self.write_account(user_id);
+            }
         }
     }
 
-    fn write_uniques(&mut self, no: u64, uniques: Vec<(String, u128)>) {
-        for (key, value) in uniques {
-            self.put(Partition::Unique { key }, vec![Row::Unique { value }], Owner::Part(no));
+    /// Writes the next row of a user: each when the one before stands, also across groups.
+    fn write_account(&mut self, user_id: UserId) {
+        let Some(lane) = self.accounts.get(&user_id) else { return };
+        match lane.front().cloned() {
+            Some((_, partition, row)) => self.put(partition, vec![row], Owner::Account(user_id)),
+            None => drop(self.accounts.remove(&user_id)),
         }
     }
 
-    pub(super) fn user_stands(&mut self, no: u64) {
-        let Some(flight) = self.flights.get_mut(&no) else { return };
-        flight.users_left -= 1;
-        if flight.users_left == 0 {
-            let uniques = std::mem::take(&mut flight.uniques);
-            self.write_uniques(no, uniques);
-        }
+    pub(super) fn account_stands(&mut self, user_id: UserId) {
+        let Some((no, ..)) = self.accounts.get_mut(&user_id).and_then(VecDeque::pop_front) else { return };
+        self.write_account(user_id);
         self.part_done(no);
     }
 
@@ -283,8 +267,7 @@ impl Engine {
             return HashMap::new();
         }
         let mut keys: Vec<_> = plan.appends.iter().map(|planned| WorkKey::Chat(planned.append.chat_id)).collect();
-        let own = plan.marks.iter().filter(|mark| mark.inbox_seq.is_some());
-        keys.extend(own.map(|mark| WorkKey::User(mark.user_id)));
+        keys.extend(plan.marks.iter().map(|mark| WorkKey::Mark(mark.chat_id, mark.user_id)));
         keys.sort_unstable();
         keys.dedup();
         let (lists, writes) = self.work.list(self.now_ms, &keys);
@@ -298,7 +281,8 @@ impl Engine {
             waits.insert(key, list);
             let waiter = match key {
                 WorkKey::Chat(chat_id) => Waiter::Chat(chat_id),
-                WorkKey::User(user_id) => Waiter::User(user_id),
+                WorkKey::Mark(chat_id, user_id) => Waiter::Mark(chat_id, user_id),
+                WorkKey::User(_) => continue,
             };
             self.work.wait(list, waiter);
         }
@@ -308,10 +292,6 @@ impl Engine {
     fn entries_of(&self, plan: &Plan, lists: &HashMap<WorkKey, u64>) -> Vec<(UserId, EntryJob)> {
         let no = plan.no;
         let mut entries = Vec::new();
-        for (user_id, inbox_seq, row) in &plan.heads {
-            let entry = EntryJob { no, inbox_seq: *inbox_seq, row: *row, gate: Gate::Open, of: Of::Group };
-            entries.push((*user_id, entry));
-        }
         for planned in &plan.appends {
             let chat_id = planned.append.chat_id;
             let gate = super::chats::gate_of_entries(chat_id);
@@ -331,7 +311,8 @@ impl Engine {
         }
         for mark in &plan.marks {
             let Some(inbox_seq) = mark.inbox_seq else { continue };
-            let gate = lists.get(&WorkKey::User(mark.user_id)).map_or(Gate::Open, |list| Gate::List(*list));
+            let gate =
+                lists.get(&WorkKey::Mark(mark.chat_id, mark.user_id)).map_or(Gate::Open, |list| Gate::List(*list));
             let row = EntryRow::Own { chat_id: mark.chat_id };
             entries.push((mark.user_id, EntryJob { no, inbox_seq, row, gate, of: Of::Mark(mark.chat_id) }));
         }
@@ -352,7 +333,8 @@ impl Engine {
             left += usize::from(entry.is_some());
             if !marked.contains(&mark.user_id) {
                 left += 1;
-                let job = MarkJob { no, user_id: mark.user_id, row: mark.row, entry, joined: true, event: true };
+                let (user_id, row) = (mark.user_id, mark.row);
+                let job = MarkJob { no, user_id, row, list: None, entry, joined: true, event: true };
                 self.marks.entry(chat_id).or_default().push(job);
             }
         }
@@ -370,7 +352,13 @@ impl Engine {
         for waiter in self.work.stands(list) {
             match waiter {
                 Waiter::Chat(chat_id) => self.start_append(chat_id),
-                Waiter::User(user_id) => self.open_entries(user_id, list),
+                Waiter::Mark(chat_id, user_id) => {
+                    self.open_entries(user_id, list);
+                    if let Some(lane) = self.marks.get_mut(&chat_id) {
+                        lane.list_stands(list);
+                        self.write_marks(chat_id);
+                    }
+                }
             }
         }
     }
@@ -414,4 +402,42 @@ impl Engine {
             self.write(Partition::Work { set: self.options.set, slot }, Change::Delete, Owner::Delete(slot));
         }
     }
+}
+
+/// What is written of users, in order: the row without its name, the key of the identity, the key of the name, the row
+/// with its name. So a name is never shown by two, and a key that names nobody's name yet is free for its user. Keys of
+/// nobody in the group are written by themselves.
+fn account_steps(
+    users: &[UserRow],
+    uniques: Vec<(String, u128)>,
+    parts: &mut Vec<(Partition, Row)>,
+) -> Vec<(UserId, Partition, Row)> {
+    let mut newest: BTreeMap<UserId, (&UserRow, Vec<String>)> = BTreeMap::new();
+    for user in users {
+        newest.entry(user.user_id).or_insert((user, Vec::new())).0 = user;
+    }
+    for (key, value) in uniques {
+        let user_id = u64::try_from(value).ok().map(UserId);
+        match user_id.and_then(|user_id| newest.get_mut(&user_id)) {
+            Some((_, keys)) => keys.push(key),
+            None => parts.push((Partition::Unique { key }, Row::Unique { value })),
+        }
+    }
+    let mut steps = Vec::new();
+    for (user_id, (user, mut keys)) in newest {
+        let is_identity = |key: &String| *key == identity_key(&user.issuer, &user.subject);
+        keys.sort_by_key(|key| !is_identity(key));
+        let partition = Partition::User { user_id };
+        let created = keys.first().is_some_and(is_identity);
+        if created {
+            let nameless = UserRow { name: String::new(), ..user.clone() };
+            steps.push((user_id, partition.clone(), Row::User(nameless)));
+        }
+        let value = u128::from(user_id.0);
+        steps.extend(keys.into_iter().map(|key| (user_id, Partition::Unique { key }, Row::Unique { value })));
+        if !user.name.is_empty() || !created {
+            steps.push((user_id, partition, Row::User(user.clone())));
+        }
+    }
+    steps
 }

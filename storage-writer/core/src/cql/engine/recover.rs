@@ -7,10 +7,10 @@ use super::{Engine, Owner, Phase};
 use crate::cql::redo::Redo;
 use crate::cql::rows::{
     APPEND_EVENTS_MAX, Change, ChatStateRow, EventRow, Partition, Read, Row, SEQ_BUCKET, WORK_SLOTS, WorkKey,
-    seq_bucket,
+    inbox_bucket, seq_bucket,
 };
 use crate::planted::{self, Bug};
-use crate::store::{Append, Checkpoint, Entry, EntryRow, Meta};
+use crate::store::{Append, Checkpoint, Entry, EntryRow, MarkRow, Meta};
 use hashbrown::HashSet;
 use parley_protocol::{ChatId, UserId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +28,7 @@ pub(super) enum Part {
     Head(UserId),
     Rows(UserId),
     Marks(ChatId),
+    Fence,
     Delete,
 }
 
@@ -39,8 +40,10 @@ enum Stage {
     Logs,
     /// Heads of inboxes.
     Inboxes,
-    /// What the recorded numbers name, and marks of joiners.
+    /// What the recorded numbers name, and marks.
     Details,
+    /// Newest entries and listed marks, under the own epoch.
+    Fences,
     Writing,
     Deleting,
 }
@@ -55,6 +58,8 @@ pub(super) struct Recovery {
     slots: BTreeSet<u8>,
     chats: BTreeMap<ChatId, OldChat>,
     inboxes: BTreeMap<UserId, OldInbox>,
+    /// Listed marks, as they are stored.
+    marks: BTreeMap<ChatId, BTreeMap<UserId, MarkRow>>,
 }
 
 #[derive(Debug, Default)]
@@ -78,6 +83,8 @@ struct OldInbox {
     head: Option<Head>,
     rows: BTreeMap<u64, EntryRow>,
     last: Option<StoredEntry>,
+    /// Up to the head: they are taken over.
+    newest: Vec<StoredEntry>,
     wanted: Vec<Wanted>,
 }
 
@@ -94,7 +101,13 @@ struct Wanted {
 
 impl OldInbox {
     fn new(user_id: UserId) -> OldInbox {
-        OldInbox { head: Some(Head::new(user_id)), rows: BTreeMap::new(), last: None, wanted: Vec::new() }
+        OldInbox {
+            head: Some(Head::new(user_id)),
+            rows: BTreeMap::new(),
+            last: None,
+            newest: Vec::new(),
+            wanted: Vec::new(),
+        }
     }
 
     fn head_seq(&self) -> u64 {
@@ -102,10 +115,20 @@ impl OldInbox {
     }
 }
 
+impl OldChat {
+    /// Marks of one who joined are not written if they are below what is stored.
+    fn meet_mark(&mut self, user_id: UserId, stored: &MarkRow) {
+        let joined = self.last.iter().flat_map(|last| &last.redo.joined).filter(|mark| mark.user_id == user_id);
+        if joined.map(|mark| mark.row.read_seq).max().is_some_and(|read_seq| stored.read_seq >= read_seq) {
+            self.marked.insert(user_id);
+        }
+    }
+}
+
 impl Recovery {
     fn new() -> Recovery {
-        let (slots, chats, inboxes) = Default::default();
-        Recovery { stage: Stage::Records, left: 0, slots, chats, inboxes }
+        let (slots, chats, inboxes, marks) = Default::default();
+        Recovery { stage: Stage::Records, left: 0, slots, chats, inboxes, marks }
     }
 
     fn inbox(&mut self, user_id: UserId) -> &mut OldInbox {
@@ -147,7 +170,8 @@ impl Engine {
                 Stage::Records => self.begin_logs(),
                 Stage::Logs => self.begin_inboxes(),
                 Stage::Inboxes => self.begin_details(),
-                Stage::Details => self.begin_writing(),
+                Stage::Details => self.begin_fences(),
+                Stage::Fences => self.begin_writing(),
                 Stage::Writing => return,
                 Stage::Deleting => return self.serve(),
             };
@@ -168,6 +192,10 @@ impl Engine {
                     match key {
                         WorkKey::Chat(chat_id) => drop(recovery.chats.entry(chat_id).or_default()),
                         WorkKey::User(user_id) => drop(recovery.inbox(user_id)),
+                        WorkKey::Mark(chat_id, user_id) => {
+                            recovery.inbox(user_id);
+                            recovery.marks.entry(chat_id).or_default().insert(user_id, MarkRow::default());
+                        }
                     }
                 }
             }
@@ -199,16 +227,20 @@ impl Engine {
                 recovery.inbox(user_id).rows.extend(entries.map(|entry| (entry.inbox_seq, entry.row)));
             }
             Part::Marks(chat_id) => {
-                let chat = recovery.chats.get_mut(&chat_id).expect("it was listed");
-                let Some(last) = &chat.last else { return Ok(()) };
+                let listed = recovery.marks.get_mut(&chat_id);
+                let mut listed = listed.into_iter().flat_map(|marks| marks.iter_mut()).collect::<BTreeMap<_, _>>();
+                let mut chat = recovery.chats.get_mut(&chat_id);
                 for row in rows {
                     let Row::Mark { user_id, row } = row else { continue };
-                    let joined = last.redo.joined.iter().filter(|mark| mark.user_id == user_id);
-                    if joined.map(|mark| mark.row.read_seq).max().is_some_and(|read_seq| row.read_seq >= read_seq) {
-                        chat.marked.insert(user_id);
+                    if let Some(stored) = listed.get_mut(&user_id) {
+                        **stored = row;
+                    }
+                    if let Some(chat) = &mut chat {
+                        chat.meet_mark(user_id, &row);
                     }
                 }
             }
+            Part::Fence => {}
             Part::Delete => {}
         }
         Ok(())
@@ -245,7 +277,7 @@ impl Engine {
             let seq = newest_seq(&chat.states);
             let first = chat.states.iter().find(|state| state.checkpoint.seq == 0);
             let before = first.filter(|_| seq == 0).map(|state| state.epoch);
-            let rows = chat.tail.take().map_or(Ok(Vec::new()), |tail| tail.finish(before))?;
+            let rows = chat.tail.take().map_or(Vec::new(), |tail| tail.finish_dense(before));
             chat.last = last_append(*chat_id, rows, seq)?;
             let Some(last) = &chat.last else { continue };
             for (at, entry) in last.redo.entries.iter().enumerate() {
@@ -279,6 +311,7 @@ impl Engine {
             let rows = inbox.head.take().expect("it is finished once").finish()?;
             inbox.last = rows.last().copied();
             inbox.rows = rows.iter().map(|entry| (entry.inbox_seq, entry.row)).collect();
+            inbox.newest = rows;
             inbox.wanted.sort_by_key(|wanted| (wanted.inbox_seq, wanted.chat_id));
             let head_seq = inbox.head_seq();
             let recorded = inbox.wanted.iter().map(|wanted| wanted.inbox_seq);
@@ -287,15 +320,51 @@ impl Engine {
             below.dedup();
             reads.extend(reads_of(*user_id, &below).into_iter().map(|read| (read, Part::Rows(*user_id))));
         }
+        let mut marks: BTreeMap<ChatId, BTreeSet<UserId>> = BTreeMap::new();
         for (chat_id, chat) in &recovery.chats {
             let joined = chat.last.iter().flat_map(|last| &last.redo.joined);
-            let users: BTreeSet<_> = joined.map(|mark| mark.user_id).collect();
+            marks.entry(*chat_id).or_default().extend(joined.map(|mark| mark.user_id));
+        }
+        for (chat_id, listed) in &recovery.marks {
+            marks.entry(*chat_id).or_default().extend(listed.keys());
+        }
+        for (chat_id, users) in marks {
             let users: Vec<_> = users.into_iter().collect();
             for users in users.chunks(MARKS_USERS_MAX) {
-                reads.push((Read::Marks { chat_id: *chat_id, users: users.to_vec() }, Part::Marks(*chat_id)));
+                reads.push((Read::Marks { chat_id, users: users.to_vec() }, Part::Marks(chat_id)));
             }
         }
         reads.into_iter().for_each(|(read, part)| self.ask(read, part));
+        Ok(())
+    }
+
+    /// What dead writers have on their way to the inboxes and marks in question loses from here on: their newest rows
+    /// are the own epoch's before anything is numbered again.
+    fn begin_fences(&mut self) -> Result<(), String> {
+        let epoch = self.epoch;
+        let recovery = self.recovery.as_mut().expect("the caller looked");
+        recovery.stage = Stage::Fences;
+        let mut fences: Vec<(Partition, Vec<Row>)> = Vec::new();
+        for (user_id, inbox) in &mut recovery.inboxes {
+            let user_id = *user_id;
+            if inbox.newest.is_empty() {
+                fences.push((Partition::InboxState { user_id }, vec![Row::InboxState { bucket: 0, epoch }]));
+            }
+            let mut rows: BTreeMap<u32, Vec<Row>> = BTreeMap::new();
+            for entry in std::mem::take(&mut inbox.newest) {
+                let row = Row::Entry { inbox_seq: entry.inbox_seq, row: entry.row, epoch };
+                rows.entry(inbox_bucket(entry.inbox_seq)).or_default().push(row);
+            }
+            fences.extend(rows.into_iter().map(|(bucket, rows)| (Partition::Inbox { user_id, bucket }, rows)));
+        }
+        for (chat_id, marks) in std::mem::take(&mut recovery.marks) {
+            let rows: Vec<_> = marks.into_iter().map(|(user_id, row)| Row::Mark { user_id, row }).collect();
+            fences.extend(rows.chunks(MARKS_USERS_MAX).map(|rows| (Partition::Marks { chat_id }, rows.to_vec())));
+        }
+        recovery.left = fences.len();
+        for (partition, rows) in fences {
+            self.put(partition, rows, Owner::Recover(Part::Fence));
+        }
         Ok(())
     }
 
@@ -307,13 +376,6 @@ impl Engine {
         let mut entered: BTreeMap<ChatId, HashSet<(UserId, u64)>> = BTreeMap::new();
         let epoch = self.epoch;
         for (user_id, inbox) in &recovery.inboxes {
-            match inbox.last {
-                Some(last) => plan.heads.push((*user_id, last.inbox_seq, last.row)),
-                None => {
-                    let row = Row::InboxState { bucket: 0, epoch };
-                    plan.parts.push((Partition::InboxState { user_id: *user_id }, row));
-                }
-            }
             let mut next = inbox.head_seq() + 1;
             for wanted in &inbox.wanted {
                 let stands =
@@ -405,27 +467,30 @@ fn tail_from(newest_seq: u64) -> u64 {
     newest_seq.saturating_sub(APPEND_EVENTS_MAX as u64 - 1).max(bucket_first)
 }
 
-/// The last append of a log, given its newest rows.
+/// The last append of a log, given its newest rows. Only a whole one counts: dense, from the `seq` after
+/// `derived_through` to a row with `redo`. Parts of an append were at no quorum, so nothing was derived from them: they
+/// are left to be ghosts, and the whole append before them is the last one.
 fn last_append(chat_id: ChatId, mut rows: Vec<EventRow>, checkpoint_seq: u64) -> Result<Option<LastAppend>, String> {
-    let Some(last) = rows.last() else {
-        if checkpoint_seq > 0 {
-            return Err(format!("chat {chat_id}: a checkpoint at {checkpoint_seq} and no event there"));
+    while let Some(last) = rows.last() {
+        let (head, derived_through) = (last.event.seq, last.derived_through);
+        if head < checkpoint_seq {
+            break;
         }
-        return Ok(None);
-    };
-    let (head, derived_through) = (last.event.seq, last.derived_through);
-    if head < checkpoint_seq {
-        return Err(format!("chat {chat_id}: a checkpoint at {checkpoint_seq} above the head {head}"));
+        if derived_through >= head {
+            // Everything was derived before: the head alone is taken over.
+            return Ok(Some(LastAppend { rows: rows.split_off(rows.len() - 1), redo: Redo::default() }));
+        }
+        let first = rows.iter().position(|row| row.event.seq == derived_through + 1);
+        if let Some(first) = first.filter(|_| !last.redo.is_empty()) {
+            let redo = Redo::decode(&last.redo).map_err(|why| format!("chat {chat_id}: event {head}: {why}"))?;
+            return Ok(Some(LastAppend { rows: rows.split_off(first), redo }));
+        }
+        rows.retain(|row| row.event.seq <= derived_through);
     }
-    // When everything is derived, the head alone is taken over.
-    let (first, redo) = if derived_through < head {
-        (derived_through + 1, Redo::decode(&last.redo).map_err(|why| format!("chat {chat_id}: event {head}: {why}"))?)
-    } else {
-        (head, Redo::default())
-    };
-    let at = rows.iter().position(|row| row.event.seq == first);
-    let at = at.ok_or_else(|| format!("chat {chat_id}: event {first} of the last append is missing"))?;
-    Ok(Some(LastAppend { rows: rows.split_off(at), redo }))
+    match checkpoint_seq {
+        0 => Ok(None),
+        seq => Err(format!("chat {chat_id}: no whole append at its checkpoint {seq}")),
+    }
 }
 
 fn planned(

@@ -47,6 +47,16 @@ impl Tail {
         !full && !last.is_multiple_of(SEQ_BUCKET)
     }
 
+    /// As [`Tail::finish`], but ends before the first hole: above it lie parts of an append of a dead writer.
+    pub(super) fn finish_dense(mut self, before: Option<u64>) -> Vec<EventRow> {
+        let mut last = before.unwrap_or(0);
+        let ghost = self.rows.iter().position(|row| row.epoch < std::mem::replace(&mut last, row.epoch));
+        self.rows.truncate(ghost.unwrap_or(self.rows.len()));
+        let hole = self.rows.windows(2).position(|pair| pair[1].event.seq != pair[0].event.seq + 1);
+        self.rows.truncate(hole.map_or(self.rows.len(), |at| at + 1));
+        self.rows
+    }
+
     /// The rows up to the head. `before` is the epoch that stands for the row before the first.
     pub(super) fn finish(self, before: Option<u64>) -> Result<Vec<EventRow>, String> {
         let mut rows = self.rows;

@@ -33,8 +33,8 @@ struct Slot {
 pub(super) enum Waiter {
     /// The first append of a chat.
     Chat(ChatId),
-    /// Own entries of an inbox.
-    User(UserId),
+    /// Marks of a member, and the entries of own state that tell of them.
+    Mark(ChatId, UserId),
 }
 
 #[derive(Debug)]
