@@ -109,7 +109,7 @@ impl Touched {
     }
 }
 
-/// What saves reads: what is known of a chat.
+/// What is known of a chat, so that it need not be read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Fact {
     /// The newest `seq` that was submitted.
