@@ -140,7 +140,8 @@ impl Facts {
 
     /// What is known of a chat, to be changed.
     pub(super) fn of(&mut self, chat_id: ChatId) -> &mut Fact {
-        if !self.map.contains_key(&chat_id) {
+        let known = self.map.contains_key(&chat_id);
+        if !known {
             self.make_room();
             self.clock.push_back(chat_id);
         }
@@ -149,7 +150,11 @@ impl Facts {
         fact
     }
 
+    /// Before one more is remembered.
     fn make_room(&mut self) {
+        if self.map.len() < self.chats_max {
+            return;
+        }
         // Two rounds at the most: the first clears what the second finds.
         for _ in 0..self.clock.len() * 2 {
             if self.map.len() < self.chats_max {
