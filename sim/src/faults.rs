@@ -24,6 +24,9 @@ const STRIKES: [Fault; 17] = [
     Fault::ClockStep,
 ];
 
+/// And those that strike on a cluster beside them.
+const STRIKES_ON_A_CLUSTER: [Fault; 3] = [Fault::ReplicaDown, Fault::LateWrites, Fault::GiveBack];
+
 /// Events before anything breaks.
 const WARM_TICKS: u64 = 1_500;
 /// Gateways alive at a time.
@@ -35,14 +38,18 @@ impl World {
         if !self.in_storm() {
             return false;
         }
-        let next = self.now + 1 + self.faults.around(self.plan.fault_interval_us);
+        // To take over takes some leases; in between something should happen that could be lost.
+        let rarer = if self.plan.on_cluster() { 4 } else { 1 };
+        let next = self.now + 1 + self.faults.around(self.plan.fault_interval_us * rarer);
         self.at(next, Event::Strike);
         // Until then people come online; later nothing would be there to break.
         if self.tick < self.plan.ticks.min(WARM_TICKS) {
             return true;
         }
-        let weights = STRIKES.map(|fault| self.plan.fault(fault));
-        let Some(fault) = self.faults.weighted(&weights).map(|at| STRIKES[at]) else { return true };
+        let on_cluster = if self.plan.on_cluster() { &STRIKES_ON_A_CLUSTER[..] } else { &[] };
+        let strikes: Vec<Fault> = STRIKES.iter().chain(on_cluster).copied().collect();
+        let weights: Vec<u32> = strikes.iter().map(|fault| self.plan.fault(*fault)).collect();
+        let Some(fault) = self.faults.weighted(&weights).map(|at| strikes[at]) else { return true };
         self.trace.tell(self.now, || format!("!!! {fault}"));
         match fault {
             Fault::CutConnection => self.cut_connection(),
@@ -70,6 +77,7 @@ impl World {
             Fault::DrainGateway => self.drain_gateway(),
             Fault::StallWriter => {
                 if let Some(writer) = self.living_writer() {
+                    // Also longer than a lease, if there is one.
                     let long = self.faults.around(500_000);
                     self.writers[writer as usize].stopped_until = self.now + long;
                 }
@@ -78,10 +86,13 @@ impl World {
                 // At the next commit, whenever that is.
                 self.crash_at = Some(fault);
             }
-            Fault::ReplaceWriter => self.replace_writer(),
+            Fault::ReplaceWriter if !self.plan.on_cluster() => self.replace_writer(),
             Fault::SyncError => self.disk.sync_fails = true,
             Fault::DiskFull => self.disk.full_until = self.now + self.faults.around(200_000),
             Fault::ClockStep => self.step_a_clock(),
+            Fault::ReplicaDown => self.take_replica_down(),
+            Fault::LateWrites => self.hold_late_writes(),
+            Fault::GiveBack => self.give_back(),
             _ => {}
         }
         true
@@ -200,6 +211,7 @@ impl World {
         self.disk.full_until = 0;
         self.disk.sync_fails = false;
         self.crash_at = None;
+        self.repair_cluster();
         for gateway in 0..self.gateways.len() as u32 {
             let process = &mut self.gateways[gateway as usize];
             if !process.alive {
@@ -212,7 +224,7 @@ impl World {
         for writer in 0..self.writers.len() as u32 {
             let process = &mut self.writers[writer as usize];
             process.stopped_until = process.stopped_until.min(self.now);
-            process.engine.behave();
+            process.engine.iter_mut().for_each(|engine| engine.behave());
             self.wake_writer(writer, self.now);
         }
     }

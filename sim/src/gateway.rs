@@ -313,7 +313,7 @@ impl World {
                     self.brain(gateway, shard).brain.handle_mesh_full(now, target, message, out);
                 }
             }
-            Output::LinkConnect { .. } => self.connect_link(now, gateway, shard, out),
+            Output::LinkConnect { writer } => self.connect_link(now, gateway, shard, writer, out),
             Output::LinkSend(bytes) => {
                 if let Some(link) = self.brain(gateway, shard).link {
                     self.send_to_writer(link, arena[bytes].to_vec());
@@ -357,11 +357,11 @@ impl World {
         None
     }
 
-    fn connect_link(&mut self, now: Now, gateway: u32, shard: u16, out: &mut Out) {
+    fn connect_link(&mut self, now: Now, gateway: u32, shard: u16, writer: u16, out: &mut Out) {
         if let Some(old) = self.brain(gateway, shard).link.take() {
             self.shard_ends_link(old);
         }
-        let Some(writer) = self.listening_writer() else {
+        let Some(writer) = self.listening_writer(writer) else {
             return self.brain(gateway, shard).brain.handle_link_down(now, out);
         };
         let link = self.links.len() as u32;

@@ -13,6 +13,7 @@
 
 mod authority;
 mod clients;
+mod cluster;
 mod device;
 mod disk;
 mod faults;
@@ -21,14 +22,17 @@ mod network;
 mod people;
 mod plan;
 mod random;
+mod replay;
 mod rest;
+mod shell;
 mod shrink;
+mod tier;
 mod trace;
 mod truth;
 mod world;
 mod writer;
 
-pub use plan::{Action, Fault, Plan, Preset};
+pub use plan::{Action, Fault, Plan, Preset, Store};
 pub use shrink::shrink;
 pub use world::{ORACLES, Violation};
 

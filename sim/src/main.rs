@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use sim::{Action, Fault, Plan, Preset, Report, catch_panics, run, shrink};
+use sim::{Action, Fault, Plan, Preset, Report, Store, catch_panics, run, shrink};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -23,6 +23,9 @@ struct Arguments {
     /// Sizes of queues and buffers: default or tiny. Drawn from the seed unless given.
     #[arg(long)]
     preset: Option<String>,
+    /// Where writers keep everything: local or cluster. Drawn from the seed unless given.
+    #[arg(long)]
+    store: Option<String>,
     /// People. Drawn from the seed unless given.
     #[arg(long, value_parser = from_one::<u32>())]
     users: Option<u32>,
@@ -102,6 +105,12 @@ impl Arguments {
             Some(other) => return Err(format!("no preset `{other}`; there are default and tiny")),
         };
         let mut plan = Plan::new(seed, self.ticks, preset);
+        plan.store = match self.store.as_deref() {
+            None => plan.store,
+            Some("local") => Store::Local,
+            Some("cluster") => Store::Cluster,
+            Some(other) => return Err(format!("no store `{other}`; there are local and cluster")),
+        };
         plan.users = self.users.unwrap_or(plan.users);
         plan.shards = self.shards.unwrap_or(plan.shards);
         self.without.iter().try_for_each(|name| plan.leave_out(name))?;
@@ -177,6 +186,7 @@ fn explain(arguments: &Arguments, plan: &Plan, report: &Report) {
     if arguments.keep_going {
         return;
     }
+    println!("its plan: {}", plan.describe());
     let (plan, violation) = if arguments.no_shrink {
         (plan.clone(), violation)
     } else {

@@ -4,6 +4,8 @@
 use crate::random::Rng;
 use gateway_core::options::Options as GatewayOptions;
 use std::fmt;
+use storage_core::cql::engine::EngineOptions;
+use storage_core::cql::limit::LimitOptions;
 
 /// How big queues, buffers and batches are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +14,15 @@ pub enum Preset {
     Default,
     /// Queues of 4, batches of 2, buffers of a few hundred bytes: every overflow path runs.
     Tiny,
+}
+
+/// Where writers keep everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// A disk, held by one writer at a time.
+    Local,
+    /// A CQL cluster of three replicas, with a lease that writers take turns with.
+    Cluster,
 }
 
 macro_rules! names {
@@ -158,6 +169,18 @@ names! {
         ClockStep = "clock-step", 6;
         /// Calendars of processes are apart. A chance, of each start.
         ClockSkew = "clock-skew", 900;
+        /// A replica of the cluster goes, and comes back. From here on: on a cluster only.
+        ReplicaDown = "replica-down", 20;
+        /// What replicas still have to get does not arrive for a while.
+        LateWrites = "late-writes", 12;
+        /// The active writer stops in order, and gives its lease back.
+        GiveBack = "give-back", 4;
+        /// An answer about the lease is lost, or the change takes effect later. A chance.
+        LostLease = "lost-lease", 150;
+        /// A write reaches a replica long after everybody gave it up. A chance.
+        LateWrite = "late-write", 60;
+        /// Boot-time clocks of writers run fast or slow, by a twentieth at the most. A chance, of each start.
+        ClockRate = "clock-rate", 900;
     }
 }
 
@@ -170,6 +193,8 @@ pub struct Plan {
     pub ticks: u64,
     /// How big things are.
     pub preset: Preset,
+    /// Where writers keep everything.
+    pub store: Store,
     /// People.
     pub users: u32,
     /// Shards of a gateway.
@@ -188,6 +213,11 @@ pub struct Plan {
     pub faults: Vec<u32>,
 }
 
+/// Faults from here on have to do with a cluster only; those before mean the same with every store.
+const FAULTS_ON_ANY: usize = Fault::ReplicaDown as usize;
+/// In a thousand seeds: those on a cluster.
+const ON_A_CLUSTER: u32 = 400;
+
 impl Plan {
     /// Events of a run, unless told otherwise.
     pub const TICKS: u64 = 12_000;
@@ -196,6 +226,9 @@ impl Plan {
     /// Testing, 2012).
     pub fn new(seed: u64, ticks: u64, preset: Option<Preset>) -> Plan {
         let mut rng = Rng::new(seed, 0);
+        // A stream of its own: what a seed means with one store does not depend on what others need.
+        let mut cluster = Rng::new(seed, 6);
+        let store = if cluster.chance(ON_A_CLUSTER) { Store::Cluster } else { Store::Local };
         let drawn = if rng.chance(400) { Preset::Tiny } else { Preset::Default };
         let quiet = rng.chance(100);
         let mut draw = |levels: &[u32], leave_out: u32| -> Vec<u32> {
@@ -203,10 +236,15 @@ impl Plan {
             levels.iter().map(one).collect()
         };
         let mut actions = draw(Action::LEVELS, 250);
-        let faults = draw(Fault::LEVELS, if quiet { 1_000 } else { 500 });
+        let mut faults = draw(&Fault::LEVELS[..FAULTS_ON_ANY], if quiet { 1_000 } else { 500 });
         // Without these nothing at all would happen.
         for action in [Action::Connect, Action::SendDirect, Action::SendGroup, Action::Create] {
             actions[action as usize] = actions[action as usize].max(Action::LEVELS[action as usize] / 4);
+        }
+        for level in &Fault::LEVELS[FAULTS_ON_ANY..] {
+            let none = quiet || cluster.chance(400);
+            let drawn = 1 + cluster.below(u64::from(*level)) as u32;
+            faults.push(if none { 0 } else { drawn });
         }
         let users =
             [3, 6, 12, 30, 120, 300][rng.below(if preset.unwrap_or(drawn) == Preset::Tiny { 4 } else { 6 }) as usize];
@@ -214,6 +252,7 @@ impl Plan {
             seed,
             ticks,
             preset: preset.unwrap_or(drawn),
+            store,
             users: users + rng.below(u64::from(users)) as u32 / 2,
             shards: [1, 2, 2, 3, 4][rng.below(5) as usize],
             action_interval_us: [200, 1_000, 4_000][rng.below(3) as usize],
@@ -242,6 +281,36 @@ impl Plan {
     /// Events of one page of history that clients ask for.
     pub(crate) fn page(&self) -> u32 {
         if self.is_tiny() { 3 } else { 40 }
+    }
+
+    pub(crate) fn on_cluster(&self) -> bool {
+        self.store == Store::Cluster
+    }
+
+    /// Processes that may write: on a cluster one of them is active.
+    pub(crate) fn writers(&self) -> u16 {
+        if self.on_cluster() { 2 + (self.seed % 2) as u16 } else { 1 }
+    }
+
+    /// How long a renewal of the lease holds, milliseconds.
+    pub(crate) fn lease_ms(&self) -> u32 {
+        [100, 150, 300][(self.seed / 2 % 3) as usize]
+    }
+
+    /// Options of the engine over a cluster.
+    pub(crate) fn engine_options(&self) -> EngineOptions {
+        let tiny = self.is_tiny();
+        EngineOptions {
+            set: 0,
+            unknown_after_ms: 200,
+            limit: LimitOptions { min: 4, initial: if tiny { 8 } else { 32 }, max: 128 },
+            retry_first_ms: 2,
+            retry_last_ms: 50,
+            retries_free_a_second: 200,
+            work_keys_max: if tiny { 4 } else { 64 },
+            work_age_ms: if tiny { 50 } else { 500 },
+            chats_known_max: if tiny { 3 } else { 60 },
+        }
     }
 
     pub(crate) fn is_tiny(&self) -> bool {
@@ -277,6 +346,8 @@ impl Plan {
             link_retry_min_ms: 5,
             link_retry_max_ms: 200,
             link_idle_ms: 1_000,
+            link_writers: self.writers(),
+            link_hello_ms: if self.on_cluster() { 100 } else { 1_000 },
             reconnect_spread_ms: 200,
             drain_patience_ms: 700,
             devices_max: 64,
@@ -312,6 +383,11 @@ impl Plan {
             chats_cached_max: 60,
             users_cached_max: 100,
             commit_retry_interval_ms: 50,
+            commits_in_flight_max: if self.on_cluster() {
+                4
+            } else {
+                storage_core::Options::default().commits_in_flight_max
+            },
             ..storage_core::Options::default()
         };
         if !self.is_tiny() {
@@ -330,9 +406,11 @@ impl Plan {
     /// What was drawn, for a reader.
     pub fn describe(&self) -> String {
         let preset = if self.is_tiny() { "tiny" } else { "default" };
-        let faults: Vec<_> = Fault::ALL.iter().filter(|one| self.fault(**one) > 0).map(|one| one.name()).collect();
+        let there = if self.on_cluster() { Fault::ALL } else { &Fault::ALL[..FAULTS_ON_ANY] };
+        let faults: Vec<_> = there.iter().filter(|one| self.fault(**one) > 0).map(|one| one.name()).collect();
         let faults = if faults.is_empty() { "none".to_owned() } else { faults.join(", ") };
-        format!("preset {preset}, {} users, {} shards a gateway, faults: {faults}", self.users, self.shards)
+        let store = if self.on_cluster() { "a cluster" } else { "a local disk" };
+        format!("preset {preset}, {store}, {} users, {} shards a gateway, faults: {faults}", self.users, self.shards)
     }
 
     /// The options that make this plan out of its seed.
@@ -341,6 +419,9 @@ impl Plan {
         let mut text = format!("--seed {} --ticks {}", self.seed, self.ticks);
         if self.preset != drawn.preset {
             text += if self.is_tiny() { " --preset tiny" } else { " --preset default" };
+        }
+        if self.store != drawn.store {
+            text += if self.on_cluster() { " --store cluster" } else { " --store local" };
         }
         if self.users != drawn.users {
             text += &format!(" --users {}", self.users);

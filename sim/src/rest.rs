@@ -3,6 +3,7 @@
 
 use crate::device::{Device, HeldChat};
 use crate::world::{Phase, World, short};
+use crate::writer::WriterProcess;
 use parley_protocol::frame::Position;
 use parley_protocol::{ChatId, UserId};
 use storage_core::store::EntryRow;
@@ -35,7 +36,8 @@ impl World {
 
     /// Every device in use is online, has everything, and waits for nothing.
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.devices.iter().all(|device| self.rests(device))
+        let idle = |writer: &WriterProcess| !writer.alive || writer.tier.as_ref().is_none_or(|tier| tier.is_idle());
+        self.devices.iter().all(|device| self.rests(device)) && self.writers.iter().all(idle)
     }
 
     fn rests(&self, device: &Device) -> bool {
@@ -70,7 +72,7 @@ impl World {
     /// For a reader: why it is not at rest.
     pub(crate) fn what_moves(&self) -> String {
         let Some((at, device)) = self.devices.iter().enumerate().find(|(_, device)| !self.rests(device)) else {
-            return "nothing, at last".to_owned();
+            return "no device: a writer has something under way, or nothing at last".to_owned();
         };
         let head = device.user.map(|user| self.truth.inbox_head(user));
         let behind = self.unstored_reads(device).map(|(chat_id, chat)| (short(chat_id), chat.wants_read, chat.own));
@@ -96,11 +98,16 @@ impl World {
     pub(crate) fn look_at_the_whole(&mut self, at_rest: bool) {
         for writer in self.writers.iter().filter(|writer| writer.alive) {
             writer.core.check_invariants();
+            writer.tier.iter().for_each(|tier| tier.check_invariants());
         }
         for gateway in self.gateways.iter().filter(|gateway| gateway.alive) {
             gateway.shards.iter().for_each(|shard| shard.brain.check_invariants());
         }
-        self.look_at_store();
+        if !self.plan.on_cluster() {
+            self.look_at_store();
+        } else if at_rest {
+            self.look_at_cluster();
+        }
         if at_rest {
             // First what is lost, then what is shown of it.
             self.look_at_read_marks();

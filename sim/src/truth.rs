@@ -166,6 +166,8 @@ pub(crate) struct Truth {
     granted: u64,
     group: u64,
     fanout_max: usize,
+    /// On a cluster: the highest read marks that were ever sent there.
+    pub(crate) expected: BTreeMap<(ChatId, UserId), u64>,
 }
 
 /// Names the oracle, then says what it saw.
@@ -231,6 +233,33 @@ impl Truth {
         entries.into_iter().try_for_each(|(user, entries)| self.take_entries(user, entries))
     }
 
+    /// An append stands by itself, on a cluster.
+    pub(crate) fn take_one(&mut self, append: &Append, now: u64) -> Verdict {
+        self.group += 1;
+        let granted = self.granted;
+        self.take_append(append, now, granted)
+    }
+
+    /// Entries of an inbox stand by themselves, on a cluster.
+    pub(crate) fn take_inbox(&mut self, user: UserId, entries: Vec<(u64, EntryRow)>) -> Verdict {
+        self.take_entries(user, entries)
+    }
+
+    /// Whether an event is in the log, as it is.
+    pub(crate) fn is_logged(&self, event: &parley_protocol::Event) -> bool {
+        let logged = self.chats.get(&event.chat_id).and_then(|chat| chat.at(event.seq));
+        logged.is_some_and(|logged| {
+            (logged.message_id, logged.sender, logged.client_msg_id, logged.kind, logged.digest)
+                == (
+                    event.message_id,
+                    event.sender,
+                    event.client_msg_id,
+                    event.envelope.kind,
+                    digest(&event.envelope.body),
+                )
+        })
+    }
+
     fn take_entries(&mut self, user: UserId, mut entries: Vec<(u64, EntryRow)>) -> Verdict {
         let inbox = self.inboxes.entry(user).or_default();
         entries.sort_unstable_by_key(|(number, _)| *number);
@@ -246,7 +275,7 @@ impl Truth {
         Ok(())
     }
 
-    fn take_marks(&mut self, chat_id: ChatId, user: UserId, row: MarkRow) -> Verdict {
+    pub(crate) fn take_marks(&mut self, chat_id: ChatId, user: UserId, row: MarkRow) -> Verdict {
         let chat = self.chats.entry(chat_id).or_default();
         let marks = &mut chat.members.entry(user).or_default().marks;
         let rise = row.read_seq >= marks.read_seq && row.delivered_seq >= marks.delivered_seq;

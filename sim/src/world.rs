@@ -1,6 +1,7 @@
 //! The world of a run: processes, connections and people, on one thread, in virtual time. One event after the other, each
 //! at its microsecond; what happens at the same one happens in an order that the seed chooses.
 
+use crate::cluster::{Shared, Step};
 use crate::device::Device;
 use crate::disk::Disk;
 use crate::gateway::Gateway;
@@ -58,6 +59,16 @@ pub(crate) enum Event {
     EndGateway { gateway: u32 },
     /// A process ends.
     EndWriter { writer: u32 },
+    /// A statement to the cluster goes on.
+    Statement { flight: u64, step: Step },
+    /// An ask for the lease goes on.
+    Lease { ask: u64 },
+    /// Some of what replicas still have to get arrives.
+    Late,
+    /// A replica is back.
+    ReplicaUp { replica: u8 },
+    /// A read of a reader thread goes on.
+    Reading { writer: u32, read: u64 },
 }
 
 /// A connection between a device and a gateway.
@@ -132,7 +143,7 @@ pub(crate) struct LinkAsked {
 }
 
 /// Every oracle, by the name that a violation carries. A name that is not listed here cannot be told.
-pub const ORACLES: [&str; 41] = [
+pub const ORACLES: [&str; 43] = [
     "a backlog is sent",
     "a barrier stands when it is answered",
     "a home loads behind its barrier",
@@ -142,6 +153,7 @@ pub const ORACLES: [&str; 41] = [
     "a stream has no doubles",
     "a stream has no holes",
     "acknowledged is durable",
+    "an entry stands behind its event",
     "clients are served",
     "comes to rest",
     "cores do not panic",
@@ -161,6 +173,7 @@ pub const ORACLES: [&str; 41] = [
     "once in an inbox",
     "one answer",
     "one user",
+    "one writer acts",
     "ordinal is dense",
     "own state converges on every device",
     "queues are bounded",
@@ -213,6 +226,8 @@ pub(crate) struct World {
     pub(crate) violation: Option<Violation>,
 
     pub(crate) disk: Disk,
+    /// The cluster; nobody uses it where the store is local.
+    pub(crate) shared: Shared,
     pub(crate) gateways: Vec<Gateway>,
     pub(crate) writers: Vec<WriterProcess>,
     pub(crate) conns: Vec<Conn>,
@@ -247,6 +262,7 @@ impl World {
             truth: Truth::new(plan.inbox_fanout_members_max()),
             violation: None,
             disk: Disk::default(),
+            shared: Shared::new(seed),
             gateways: Vec::new(),
             writers: Vec::new(),
             conns: Vec::new(),
@@ -260,11 +276,14 @@ impl World {
             applying: Out::default(),
             plan,
         };
-        world.start_writer();
+        (0..world.plan.writers()).for_each(|_| _ = world.start_writer());
         world.start_gateway();
         world.first_devices();
         world.at(0, Event::Act);
         world.at(10_000, Event::Strike);
+        if world.plan.on_cluster() {
+            world.at(0, Event::Late);
+        }
         world
     }
 
@@ -317,11 +336,13 @@ impl World {
 
     fn come_to_rest(&mut self) {
         let (until, ticks) = (self.now + REST_US, self.tick + REST_TICKS);
+        let mut looked = None;
         while self.violation.is_none() {
             // Looking at everybody is dear: not after every event.
-            if self.tick.is_multiple_of(64) && self.is_at_rest() {
+            if self.tick.is_multiple_of(64) && looked != Some(self.tick) && self.is_at_rest() {
                 return self.look_at_the_whole(true);
             }
+            looked = Some(self.tick);
             if self.now > until || self.tick > ticks {
                 let what = self.what_moves();
                 return self.fail("comes to rest", what);
@@ -351,6 +372,11 @@ impl World {
             Event::StartWriter => self.start_writer(),
             Event::EndGateway { gateway } => self.end_gateway(gateway),
             Event::EndWriter { writer } => self.end_writer(writer),
+            Event::Statement { flight, step } => self.statement_goes_on(flight, step),
+            Event::Lease { ask } => self.lease_goes_on(ask),
+            Event::Late => self.late_arrives(),
+            Event::ReplicaUp { replica } => self.replica_is_up(replica),
+            Event::Reading { writer, read } => self.reading_goes_on(writer, read),
         };
         if !acted {
             return;
@@ -423,6 +449,11 @@ impl Event {
             Event::StartWriter => (12, 0),
             Event::EndGateway { gateway } => (13, u64::from(gateway)),
             Event::EndWriter { writer } => (14, u64::from(writer)),
+            Event::Statement { flight, .. } => (16, flight),
+            Event::Lease { ask } => (17, ask),
+            Event::Late => (18, 0),
+            Event::ReplicaUp { replica } => (19, u64::from(replica)),
+            Event::Reading { read, .. } => (20, read),
         };
         kind << 48 | number
     }

@@ -2,12 +2,14 @@
 
 use crate::disk::Engine;
 use crate::plan::Fault;
+use crate::shell::Reading;
+use crate::tier::{Standing, Tier};
 use crate::world::{Event, LinkAsked, World};
 use parley_protocol::link::{Answer, Ask, Reply, Request, ToGateway, ToWriter};
 use parley_protocol::{partition, wire};
 use std::collections::VecDeque;
 use storage_core::reads::{self, ReadOptions};
-use storage_core::store::{Outcome, StoreRequest, StoreResult};
+use storage_core::store::{Group, Outcome, StoreRequest, StoreResult};
 use storage_core::{Action, Now, Writer};
 
 /// Rounds of one turn, at the most; the rest waits for the next.
@@ -19,8 +21,17 @@ pub(crate) struct WriterProcess {
     pub(crate) stopped_until: u64,
     pub(crate) offset_ms: i64,
     pub(crate) core: Writer,
-    pub(crate) engine: Engine,
-    links: Vec<u32>,
+    /// Where the store is local.
+    pub(crate) engine: Option<Engine>,
+    /// Where it is a cluster.
+    pub(crate) tier: Option<Tier>,
+    /// Which of the addresses that gateways know it listens at.
+    slot: u16,
+    /// What it may do, and the time of being active that `core` belongs to; on a cluster.
+    pub(crate) standing: Standing,
+    pub(crate) term: Option<u64>,
+    pub(crate) links: Vec<u32>,
+    pub(crate) readings: Vec<Reading>,
     /// Reads that wait for a reader thread.
     reads: VecDeque<(u32, u64, Ask)>,
     wake: Option<u64>,
@@ -28,27 +39,42 @@ pub(crate) struct WriterProcess {
 
 impl World {
     pub(crate) fn start_writer(&mut self) -> bool {
+        if self.plan.on_cluster() {
+            let free = (0..self.plan.writers()).find(|slot| self.listening_writer(*slot).is_none());
+            let Some(slot) = free else { return false };
+            let worker = self.writers.len() as u16 % 1_024;
+            let tier = self.new_tier(worker);
+            return self.add_writer(slot, None, Some(tier));
+        }
         if self.phase != crate::world::Phase::Storm && self.writers.iter().any(|writer| writer.alive) {
             // Planned in the storm; to take the store from a writer that lives is a fault, and faults have ended.
             return false;
         }
-        let number = self.writers.len() as u32;
-        let offset_ms = self.skew();
-        for writer in &mut self.writers {
+        for engine in self.writers.iter_mut().filter_map(|writer| writer.engine.as_mut()) {
             // The disk is taken from whoever had it: what was on its way arrives now or never.
-            writer.engine.tear(&mut self.disk);
+            engine.tear(&mut self.disk);
         }
         let mut engine = Engine::open(&mut self.disk, &self.plan, self.plan.seed);
         if self.phase != crate::world::Phase::Storm {
             engine.behave();
         }
+        self.add_writer(0, Some(engine), None)
+    }
+
+    fn add_writer(&mut self, slot: u16, engine: Option<Engine>, tier: Option<Tier>) -> bool {
+        let number = self.writers.len() as u32;
         let process = WriterProcess {
             alive: true,
             stopped_until: 0,
-            offset_ms,
+            offset_ms: self.skew(),
             core: Writer::new(self.plan.writer_options()),
             engine,
+            tier,
+            slot,
+            standing: Standing::Standby,
+            term: None,
             links: Vec::new(),
+            readings: Vec::new(),
             reads: VecDeque::new(),
             wake: None,
         };
@@ -65,20 +91,28 @@ impl World {
             return false;
         }
         process.alive = false;
-        process.engine.tear(&mut self.disk);
+        process.engine.iter_mut().for_each(|engine| engine.tear(&mut self.disk));
+        // What it sent to a cluster goes on by itself.
+        process.tier = None;
+        process.readings.clear();
         let links = std::mem::take(&mut process.links);
         self.trace.tell(self.now, || format!("writer {writer} ends"));
         links.into_iter().for_each(|link| self.writer_ends_link(link));
-        if !self.writers.iter().any(|writer| writer.alive) {
+        if self.plan.on_cluster() || !self.writers.iter().any(|writer| writer.alive) {
             let again = self.now + 5_000 + self.faults.around(100_000);
             self.at(again, Event::StartWriter);
         }
         true
     }
 
-    /// The one that a gateway's connection reaches.
-    pub(crate) fn listening_writer(&self) -> Option<u32> {
-        self.writers.iter().rposition(|writer| writer.alive).map(|at| at as u32)
+    /// The one that a gateway's connection to an address reaches.
+    pub(crate) fn listening_writer(&self, slot: u16) -> Option<u32> {
+        self.writers.iter().rposition(|writer| writer.alive && writer.slot == slot).map(|at| at as u32)
+    }
+
+    /// Where the store is local.
+    fn engine(&mut self, writer: u32) -> &mut Engine {
+        self.writers[writer as usize].engine.as_mut().expect("the store is local")
     }
 
     pub(crate) fn wake_writer(&mut self, writer: u32, at: u64) {
@@ -90,7 +124,7 @@ impl World {
         }
     }
 
-    fn writer_ends_link(&mut self, link: u32) {
+    pub(crate) fn writer_ends_link(&mut self, link: u32) {
         let soon = self.now + self.net.around(200);
         let state = &mut self.links[link as usize];
         state.writer_has_it = false;
@@ -109,7 +143,7 @@ impl World {
         }
     }
 
-    fn send_to_shard(&mut self, link: u32, record: &ToGateway) {
+    pub(crate) fn send_to_shard(&mut self, link: u32, record: &ToGateway) {
         let mut bytes = Vec::new();
         wire::encode_record(record, &mut bytes);
         while !bytes.is_empty() {
@@ -151,6 +185,11 @@ impl World {
             self.wake_writer(writer, until);
             return false;
         }
+        if self.plan.on_cluster() {
+            let acted = self.shell_turn(writer);
+            self.look_at_parked(writer);
+            return acted;
+        }
         let now = self.writer_now(writer);
         for _ in 0..ROUNDS_MAX {
             let mut moved = self.take_records(now, writer);
@@ -160,7 +199,8 @@ impl World {
                 moved = true;
             }
             let mut done = Vec::new();
-            process.engine.completions(self.now, &mut self.disk, &mut done);
+            let engine = process.engine.as_mut().expect("the store is local");
+            engine.completions(self.now, &mut self.disk, &mut done);
             let durable = done.iter().any(|(_, result)| *result == StoreResult::Committed(Outcome::Durable));
             if durable && self.crashes_at(Fault::CrashAfterCommit) {
                 return self.end_writer(writer);
@@ -184,23 +224,26 @@ impl World {
                 break;
             }
         }
-        let (parked, links) = (self.writers[writer as usize].core.status().parked, self.links.len());
-        let most = self.plan.writer_options().parked_max + links;
-        self.ensure(parked <= most, "queues are bounded", || format!("{parked} requests wait in the writer"));
-        let process = &self.writers[writer as usize];
-        let timer = process.core.next_timer().map(|due| due * 1_000);
-        let next = [timer, process.engine.next_due()].into_iter().flatten().min();
+        self.look_at_parked(writer);
+        let timer = self.writers[writer as usize].core.next_timer().map(|due| due * 1_000);
+        let next = [timer, self.engine(writer).next_due()].into_iter().flatten().min();
         if let Some(next) = next {
             self.wake_writer(writer, next);
         }
         true
     }
 
-    fn crashes_at(&mut self, point: Fault) -> bool {
+    fn look_at_parked(&mut self, writer: u32) {
+        let (parked, links) = (self.writers[writer as usize].core.status().parked, self.links.len());
+        let most = self.plan.writer_options().parked_max + links;
+        self.ensure(parked <= most, "queues are bounded", || format!("{parked} requests wait in the writer"));
+    }
+
+    pub(crate) fn crashes_at(&mut self, point: Fault) -> bool {
         self.crash_at.take_if(|at| *at == point).is_some()
     }
 
-    fn take_records(&mut self, now: Now, writer: u32) -> bool {
+    pub(crate) fn take_records(&mut self, now: Now, writer: u32) -> bool {
         let mut moved = false;
         for link in self.writers[writer as usize].links.clone() {
             let state = &mut self.links[link as usize];
@@ -226,8 +269,11 @@ impl World {
     }
 
     fn take_record(&mut self, now: Now, writer: u32, link: u32, record: &[u8]) {
+        let standby = self.plan.on_cluster() && !self.is_active(writer);
         let core = &mut self.writers[writer as usize].core;
         match wire::decode_to_writer(record) {
+            Ok(ToWriter::Hello(_)) if standby => self.send_elsewhere(writer, link),
+            Ok(ToWriter::Request(_)) if standby => {}
             Ok(ToWriter::Hello(hello)) => core.handle_hello(now, u64::from(link), hello),
             Ok(ToWriter::Request(request)) => {
                 self.trace.tell(self.now, || {
@@ -241,38 +287,49 @@ impl World {
     }
 
     /// Does what the sequencer says; false when the process ends.
-    fn writer_acts(&mut self, writer: u32, action: Action) -> bool {
-        let process = &mut self.writers[writer as usize];
+    pub(crate) fn writer_acts(&mut self, writer: u32, action: Action) -> bool {
+        let holds = self.writers[writer as usize].engine.as_ref().is_none_or(|engine| engine.holds(&self.disk));
         match action {
             Action::Store(op, request) => {
                 let commits = matches!(request, StoreRequest::Commit(_));
+                if let StoreRequest::Commit(group) = &request {
+                    self.look_at_size(group);
+                }
                 if commits && self.crashes_at(Fault::CrashBeforeCommit) {
                     self.end_writer(writer);
                     return false;
                 }
-                self.writers[writer as usize].engine.submit(self.now, &mut self.disk, op, request);
+                let (now, process) = (self.now, &mut self.writers[writer as usize]);
+                match &mut process.engine {
+                    Some(engine) => engine.submit(now, &mut self.disk, op, request),
+                    None => self.submit_to_cluster(writer, op, request),
+                }
                 if commits && self.crashes_at(Fault::CrashDuringCommit) {
                     self.end_writer(writer);
                     return false;
                 }
             }
             // The store is held by one process: who lost it answers nothing, not even a refusal out of its memory, and ends.
-            Action::Send { .. } if !process.engine.holds(&self.disk) => {
+            Action::Send { .. } if !holds => {
                 self.end_writer(writer);
                 return false;
             }
+            Action::Send { link, .. } if !self.may_leave(writer, link as u32) => {}
             Action::Send { link, record } => {
                 self.look_at_answer(link as u32, &record);
                 self.trace.tell(self.now, || format!("link {link} answers {record:?}"));
                 self.send_to_shard(link as u32, &record);
             }
+            Action::Read { link, no, ask } if self.plan.on_cluster() => {
+                self.begin_reading(writer, link as u32, no, ask);
+            }
             Action::Read { link, no, ask } => {
-                process.reads.push_back((link as u32, no, ask));
+                self.writers[writer as usize].reads.push_back((link as u32, no, ask));
                 let at = self.now + self.latency(Fault::SlowDisk, 100);
                 self.at(at, Event::Reader { writer });
             }
             Action::Close { link } => {
-                process.links.retain(|open| u64::from(*open) != link);
+                self.writers[writer as usize].links.retain(|open| u64::from(*open) != link);
                 self.writer_ends_link(link as u32);
             }
             Action::Halt(reason) => {
@@ -282,6 +339,14 @@ impl World {
             }
         }
         true
+    }
+
+    /// Oracle: a group has its bounds.
+    fn look_at_size(&mut self, group: &Group) {
+        let commands: usize = group.appends.iter().map(|append| append.commands.len()).sum();
+        let most = self.plan.writer_options().batch_commands_max;
+        let within = !self.plan.on_cluster() || commands <= most;
+        self.ensure(within, "queues are bounded", || format!("{commands} commands in a group"));
     }
 
     /// Oracles: the window of a link is kept, and its order (rule 6); a home loads no chat before the barrier of its partition stands (rule 5).
@@ -348,13 +413,13 @@ impl World {
         let which = self.net.below(process.reads.len() as u64) as usize;
         let Some((link, no, ask)) = process.reads.remove(which) else { return false };
         // The store is held by one process: who lost it answers nothing from it, and ends.
-        if !process.engine.holds(&self.disk) {
+        if !process.engine.as_ref().is_some_and(|engine| engine.holds(&self.disk)) {
             return self.end_writer(writer);
         }
         if !self.links[link as usize].writer_has_it {
             return true;
         }
-        let reply = reads::answer(process.engine.look(), &options, &ask);
+        let reply = reads::answer(self.engine(writer).look(), &options, &ask);
         self.trace.tell(self.now, || format!("link {link} reads {no}: {reply:?}"));
         self.links[link as usize].asked.remove(&no);
         self.send_to_shard(link, &ToGateway::Answer(Answer { no, reply }));

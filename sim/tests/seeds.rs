@@ -4,7 +4,7 @@
 mod common;
 
 use common::sim;
-use sim::{Action, Fault, Plan, Preset, Report, run};
+use sim::{Action, Fault, Plan, Preset, Report, Store, run};
 use std::collections::BTreeSet;
 
 const TICKS: u64 = 4_000;
@@ -15,8 +15,10 @@ fn figures(report: &Report) -> (u64, u64, u64, u64, Option<sim::Violation>) {
 }
 
 fn seeds() -> impl Iterator<Item = Plan> {
-    let presets = [Preset::Default, Preset::Tiny];
-    (1..=6).flat_map(move |seed| presets.map(|preset| Plan::new(seed, TICKS, Some(preset))))
+    let kinds =
+        [Preset::Default, Preset::Tiny].map(|preset| [Store::Local, Store::Cluster].map(|store| (preset, store)));
+    let plan = |seed, (preset, store)| Plan { store, ..Plan::new(seed, TICKS, Some(preset)) };
+    (1..=4).flat_map(move |seed| kinds.as_flattened().to_vec().into_iter().map(move |kind| plan(seed, kind)))
 }
 
 #[test]
@@ -62,6 +64,10 @@ fn narrowed() -> Vec<Plan> {
         Plan { users: 2, ..drawn(3) },
         Plan { shards: 7, ..drawn(4) },
         Plan { ticks: 777, ..drawn(5) },
+        Plan { store: Store::Local, ..drawn(1) },
+        Plan { store: Store::Cluster, ..drawn(1) },
+        Plan { store: Store::Local, ..drawn(2) },
+        Plan { store: Store::Cluster, ..drawn(2) },
         without(6, &["send-group", "stall-writer", "delay"]),
         without(7, &all_faults),
         without(8, &all_actions),
@@ -77,6 +83,18 @@ fn a_command_line_is_the_plan_that_wrote_it() {
         assert_eq!(ended.code, Some(0), "{line}: {}", ended.out);
         assert_eq!(ended.hash(), run(&plan, false).hash, "{line}");
     }
+}
+
+#[test]
+fn two_in_five_seeds_are_on_a_cluster() {
+    let on_cluster = (1..=1_000).filter(|seed| Plan::new(*seed, TICKS, None).store == Store::Cluster).count();
+    assert!((350..450).contains(&on_cluster), "{on_cluster} of 1,000");
+    for (store, words) in [(Store::Local, "a local disk"), (Store::Cluster, "a cluster")] {
+        let plan = Plan { store, ..Plan::new(1, TICKS, None) };
+        assert!(plan.describe().contains(words), "{}", plan.describe());
+    }
+    let runs = |store| run(&Plan { store, ..Plan::new(1, TICKS, None) }, false).hash;
+    assert_ne!(runs(Store::Local), runs(Store::Cluster));
 }
 
 #[test]
@@ -105,7 +123,7 @@ fn the_exit_code_is_0_for_seeds_that_keep_every_promise_and_2_for_nonsense() {
     let ended = sim(&format!("--seed 1 --seeds 3 --ticks {TICKS}"));
     assert_eq!(ended.code, Some(0), "{}", ended.out);
     assert!(ended.out.starts_with("3 seeds from 1, 0 failed, "), "{}", ended.out);
-    for nonsense in ["--without earthquake", "--preset huge", "--sed 1"] {
+    for nonsense in ["--without earthquake", "--preset huge", "--store tape", "--sed 1"] {
         let ended = sim(nonsense);
         assert_eq!(ended.code, Some(2), "{nonsense}: {}", ended.out);
         assert!(!ended.err.is_empty(), "{nonsense}");

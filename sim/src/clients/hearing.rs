@@ -221,7 +221,9 @@ impl World {
         }
         let durable = self.truth.chats.get(&own.chat_id).and_then(|chat| chat.members.get(&user));
         let durable = durable.map(|member| member.marks);
-        let above = durable.is_none_or(|marks| own.read_seq > marks.read_seq);
+        // A cluster shows marks that nobody was told of yet.
+        let expected = self.truth.expected.get(&(own.chat_id, user)).copied().unwrap_or(0);
+        let above = durable.is_none_or(|marks| own.read_seq > marks.read_seq.max(expected));
         self.ensure(!above, "what is received is what is stored", || format!("{user} gets {own:?} of {durable:?}"));
         self.devices[device as usize].take_own(own);
     }

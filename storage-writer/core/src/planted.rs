@@ -172,6 +172,9 @@ bugs! {
     /// Rule 16: a writer of a cluster goes on when its lease is over. Makes: writes and answers beside the next writer's.
     /// Seen by: every `Sent` event is in the log exactly once.
     ZombieWrites = 16,
+    /// Rule 16: the lease of a cluster is taken at the first sight, and not waited out. Makes: two writers at once. Seen by:
+    /// one writer acts at a time.
+    LeaseNotWaitedOut = 16,
     /// Beside the rules: own messages are counted as unread. Makes: a wrong badge. Seen by: unread equals the model's.
     OwnMessagesUnread = 0,
     /// Beside the rules: a delivered mark is taken as a read mark of 0. Makes: a read mark that falls. Seen by:

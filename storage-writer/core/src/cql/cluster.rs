@@ -384,6 +384,32 @@ impl Cluster {
         }
     }
 
+    /// Whether a quorum has a write that was begun.
+    pub fn is_standing(&self, ticket: Ticket) -> bool {
+        self.begun.get(&ticket).is_some_and(|begun| begun.applied >= self.quorum())
+    }
+
+    /// What every read at quorum finds at the least, of all replicas, whether they are up or not; nothing is repaired.
+    /// For who checks the test. The limit of the read is not looked at.
+    pub fn standing(&self, read: &Read) -> Vec<Row> {
+        let selection = Selection { limit: usize::MAX, ..Selection::of(read) };
+        let sights: Vec<Sight> = self.replicas.iter().map(|replica| replica.select(&selection)).collect();
+        let mut deleted: Vec<Option<i64>> = sights.iter().map(|sight| sight.deleted).collect();
+        deleted.sort_unstable();
+        let deleted = deleted[self.replicas.len() - self.quorum()];
+        let mut found: BTreeMap<Key, Vec<Stamped>> = BTreeMap::new();
+        for (key, row) in sights.into_iter().flat_map(|sight| sight.rows) {
+            found.entry(key).or_default().push(row);
+        }
+        let mut rows = Vec::new();
+        for mut copies in found.into_values() {
+            copies.sort_by_key(|row| std::cmp::Reverse(row.0));
+            let stands = copies.into_iter().nth(self.quorum() - 1);
+            rows.extend(stands.filter(|row| deleted.is_none_or(|deleted| row.0 > deleted)).map(|row| row.1));
+        }
+        rows
+    }
+
     fn lose(&mut self, ticket: Ticket, replica: usize) {
         let begun = self.begun.get_mut(&ticket).expect("it was begun");
         begun.waiting.retain(|waiting| *waiting != replica);
