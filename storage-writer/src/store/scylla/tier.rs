@@ -3,9 +3,9 @@
 
 use super::connect::ClusterOptions;
 use super::error::OpenError;
-use super::executor::{AskResult, Executor, Timed};
+use super::executor::{AskResult, ClusterReader, Executor, Timed};
 use super::metrics::{ClusterMetrics, PlannerMetrics};
-use super::sight::{ClusterSight, Flying, Planner};
+use super::sight::{ClusterSight, Flying};
 use crate::store::embedded::Waker;
 use crate::tier::{Standing, Tier, boot_ms};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use storage_core::cql::engine::{Engine, EngineOptions};
 use storage_core::cql::lease::{Lease, LeaseAnswer, LeaseOptions, LeaseState};
 use storage_core::cql::rows::StatementResult;
+use storage_core::cql::view::{CqlView, WriterBounds};
 use storage_core::store::{OpId, Store, StoreRequest, StoreResult};
 
 /// How the cluster is used.
@@ -85,6 +86,16 @@ impl ScyllaStore {
         })
     }
 
+    /// What a read sees now, for one answer; none while this process is not the sequencer.
+    pub fn view(&self) -> Option<CqlView<ClusterReader, WriterBounds>> {
+        Some(CqlView::new(self.executor.reader(), self.flying.get()?))
+    }
+
+    /// When [`Store::completions`] wants to be called, in milliseconds from now, if nothing wakes it before.
+    pub fn timer_in_ms(&self) -> Option<u64> {
+        self.next_timer().map(|at| at.saturating_sub(boot_ms()))
+    }
+
     /// What reader threads use.
     pub(crate) fn sight(&self) -> ClusterSight {
         ClusterSight::new(self.executor.reader(), self.flying.clone())
@@ -153,7 +164,7 @@ impl ScyllaStore {
     fn begin(&mut self, epoch: u64) {
         self.terms += 1;
         let engine = Engine::new(self.options.engine, epoch, random() as u64);
-        self.flying.replace(Some(Planner { epoch, in_flight: engine.in_flight() }));
+        self.flying.replace(Some(WriterBounds { epoch, in_flight: engine.in_flight() }));
         self.term = Some(Term { epoch, engine });
     }
 
