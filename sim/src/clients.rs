@@ -13,6 +13,8 @@ use parley_protocol::{ChatId, UserId, limits};
 
 /// Silence after which a device gives its connection up, microseconds: two heartbeats.
 const DEAF_US: u64 = 3_500_000;
+/// Silence after which what a device hears may have waited for it, microseconds.
+const SILENCE_US: u64 = 1_000_000;
 /// A device says something at least this often.
 const PING_US: u64 = 1_300_000;
 /// A device looks at its clock about twice in this time.
@@ -134,15 +136,17 @@ impl World {
             self.say(device, ClientFrame::Chats(chats));
         }
         let state = &mut self.devices[device as usize];
-        let asked = |state: &Device, chat_id: &ChatId| state.pages.values().any(|page| *page == Page::Fill(*chat_id));
+        let asked = |state: &Device, chat_id: &ChatId| {
+            state.pages.values().any(|page| matches!(page, Page::Fill { chat_id: other, .. } if other == chat_id))
+        };
         let Some(chat_id) = state.holes.iter().find(|chat_id| !asked(state, chat_id)).copied() else {
             if state.refreshing && state.listing.is_none() && state.holes.is_empty() {
                 state.refreshing = false;
             }
             return;
         };
-        let after = state.chats.get(&chat_id).map_or(0, |chat| chat.complete_to);
-        let request_id = state.request_id(Page::Fill(chat_id));
+        let (after, upto) = state.chats.get(&chat_id).map_or((0, 0), |chat| (chat.complete_to, chat.known_to()));
+        let request_id = state.request_id(Page::Fill { chat_id, upto });
         let history = frame::History { request_id, chat_id, before: None, after: Some(after), limit };
         self.say(device, ClientFrame::History(history));
     }
@@ -265,7 +269,11 @@ impl World {
         state.input.extend_from_slice(&bytes);
         if !bytes.is_empty() {
             self.trace.note_bytes(&bytes);
-            self.devices[device as usize].heard_at = self.now;
+            let state = &mut self.devices[device as usize];
+            let before = std::mem::replace(&mut state.heard_at, self.now);
+            if self.now > before + SILENCE_US {
+                state.silence = Some((before, self.now));
+            }
             // There is room again.
             self.tell_shard(conn);
         }

@@ -41,7 +41,11 @@ pub(crate) struct HeldChat {
     pub(crate) events: BTreeMap<u64, Held>,
     /// Everything that may be read up to here is held.
     pub(crate) complete_to: u64,
+    /// The newest event that a chat list or a head told of.
+    pub(crate) announced: u64,
     pub(crate) own: Option<OwnState>,
+    /// A chat list came after the last own state of the stream.
+    pub(crate) own_of_list: bool,
     /// What the user has read here; sent again until the server has it.
     pub(crate) wants_read: u64,
     /// Above the inbox limit, as far as the device knows.
@@ -61,6 +65,11 @@ impl HeldChat {
 
     fn has_hole(&self) -> bool {
         self.newest() > self.complete_to
+    }
+
+    /// The newest event that it knows of.
+    pub(crate) fn known_to(&self) -> u64 {
+        self.newest().max(self.announced)
     }
 
     /// Unread messages, derived from what is held; nothing while that is not all.
@@ -87,8 +96,11 @@ pub(crate) struct Kept {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Page {
     Chats,
-    /// Fills a hole.
-    Fill(ChatId),
+    /// Fills a hole below the newest event that the device knew of when it asked.
+    Fill {
+        chat_id: ChatId,
+        upto: u64,
+    },
     /// Looks around.
     Look(ChatId),
 }
@@ -129,6 +141,8 @@ pub(crate) struct Device {
     /// It was told that it is too fast: until then it asks for nothing by itself.
     pub(crate) quiet_until: u64,
     pub(crate) heard_at: u64,
+    /// The last long time, from and to, in which it heard nothing on this connection.
+    pub(crate) silence: Option<(u64, u64)>,
     pub(crate) said_at: u64,
     pub(crate) stopped_reading_until: u64,
     /// Marks of others, as this connection told them.
@@ -167,6 +181,7 @@ impl Device {
             unsaid_reads: BTreeSet::new(),
             quiet_until: 0,
             heard_at: 0,
+            silence: None,
             said_at: 0,
             stopped_reading_until: 0,
             receipts: BTreeMap::new(),
@@ -191,6 +206,7 @@ impl Device {
         self.quiet_until = 0;
         self.receipts.clear();
         self.stopped_reading_until = 0;
+        self.silence = None;
     }
 
     /// The device dies: what it stored after its last mark is lost with it.
@@ -264,21 +280,24 @@ impl Device {
         self.take_own(summary.own);
         let chat = self.chats.entry(summary.chat_id).or_default();
         chat.large = summary.large;
-        if summary.head_seq > chat.complete_to {
-            self.holes.insert(summary.chat_id);
-        }
+        chat.own_of_list = true;
+        self.take_head(summary.chat_id, summary.head_seq);
     }
 
-    /// A page that was asked for with `after` = what was complete then.
-    pub(crate) fn take_filled(&mut self, chat_id: ChatId, last: Option<u64>, more: bool) {
+    /// The chat has an event of this number; true if the device does not have all up to there.
+    pub(crate) fn take_head(&mut self, chat_id: ChatId, seq: u64) -> bool {
         let chat = self.chats.entry(chat_id).or_default();
-        chat.complete_to = chat.complete_to.max(last.unwrap_or(0));
+        chat.announced = chat.announced.max(seq);
+        seq > chat.complete_to && { self.holes.insert(chat_id) | true }
+    }
+
+    /// A page that was asked for with `after` = what was complete then, and `upto` = what was known of.
+    pub(crate) fn take_filled(&mut self, chat_id: ChatId, upto: u64, last: Option<u64>, more: bool) {
+        let chat = self.chats.entry(chat_id).or_default();
+        // The last page has all that may be read of what was there when it was asked for, and maybe nothing newer.
+        chat.complete_to = chat.complete_to.max(last.unwrap_or(0)).max(if more { 0 } else { upto });
         chat.advance();
-        if !more && !chat.has_hole() {
-            self.holes.remove(&chat_id);
-        } else if !more && last.is_none() {
-            // Nothing above may be read: what is held there was told apart from the log.
-            chat.complete_to = chat.newest();
+        if chat.known_to() <= chat.complete_to {
             self.holes.remove(&chat_id);
         }
     }

@@ -188,9 +188,11 @@ impl World {
                 let has_own = self.truth.inboxes.get(&user).is_some_and(|inbox| inbox.rows.contains(&own_row));
                 let own = held.and_then(|held| held.own);
                 let marks = member.marks;
-                // A chat list may be older than an own state that came before it: mutes are right after the last list.
+                // A chat list may be older than an own state that came before it: after one, the mute is right only
+                // when nothing changes any more before the next.
+                let listed = held.is_some_and(|held| held.own_of_list) && !refreshed;
                 let same = own.is_some_and(|own| {
-                    let muted = own.muted_until_ms == marks.muted_until_ms || !refreshed;
+                    let muted = own.muted_until_ms == marks.muted_until_ms || listed;
                     let read = (own.read_seq, own.read_ordinal, own.read_sent);
                     muted && read == (marks.read_seq, marks.read_ordinal, marks.read_sent)
                 });

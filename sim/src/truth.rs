@@ -3,7 +3,10 @@
 
 use crate::trace::digest;
 use parley_protocol::body::kind;
-use parley_protocol::{Body, ChatId, ChatKind, ClientMsgId, MemberAction, MessageId, Role, UserId, partition};
+use parley_protocol::frame::Change;
+use parley_protocol::{
+    Body, ChatId, ChatKind, ClientMsgId, ErrorCode, MemberAction, MessageId, Role, UserId, partition,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use storage_core::store::{Append, EntryRow, Group, MarkRow};
 
@@ -49,6 +52,8 @@ pub(crate) struct Logged {
 pub(crate) struct Member {
     pub(crate) present: bool,
     role: Option<Role>,
+    /// When it got its role.
+    role_since: u64,
     /// First and last `seq` that may be read; nothing for a last one while it is a member.
     pub(crate) spans: Vec<(u64, Option<u64>)>,
     sent: u64,
@@ -97,6 +102,44 @@ impl Chat {
                 left.is_none_or(|left| time(left) >= from)
             }
         })
+    }
+
+    /// Whether a change that was first asked for at `since` must be done, by an owner who was it all the time, and may
+    /// not be refused with `code`. Who gets which role, and who leaves, is not judged here.
+    pub(crate) fn must_do(
+        &self,
+        user: UserId,
+        change: &Change,
+        since: u64,
+        code: ErrorCode,
+        members_max: usize,
+    ) -> bool {
+        let member = self.members.get(&user);
+        if !member.is_some_and(|member| member.role == Some(Role::Owner) && member.role_since <= since) {
+            return false;
+        }
+        let was_in = |user: &UserId| self.was_member(*user, since, false);
+        match (change, code) {
+            (Change::Rename { title }, ErrorCode::NoChange) => !self.had_title(title, since),
+            (Change::Rename { .. }, _) => true,
+            (Change::Add { users }, ErrorCode::NoChange) => !users.iter().all(was_in),
+            (Change::Add { users }, ErrorCode::GroupFull) => {
+                let most = self.members.keys().filter(|user| was_in(user)).count() + users.len();
+                most <= members_max
+            }
+            (Change::Add { .. }, _) => true,
+            (Change::Remove { users }, _) => {
+                users.iter().all(|other| *other != user && self.was_member(*other, since, true))
+            }
+            (Change::Role { .. } | Change::Leave {}, _) => false,
+        }
+    }
+
+    /// Whether the chat had a title at some time in `from..`.
+    fn had_title(&self, title: &str, from: u64) -> bool {
+        let ended = |at: usize| self.titles.get(at).and_then(|(seq, _)| self.at(*seq)).map(|logged| logged.at);
+        let mut had = self.titles.iter().enumerate().filter(|(_, (_, known))| known == title);
+        had.any(|(at, _)| ended(at + 1).is_none_or(|ended| ended >= from))
     }
 
     pub(crate) fn at(&self, seq: u64) -> Option<&Logged> {
@@ -342,6 +385,7 @@ impl Truth {
                         format!("{chat_id} {seq}: {} as {role:?} does {change:?} to {member:?}", event.sender)
                     })?;
                     member.role = if parts { None } else { Some(change.role) };
+                    member.role_since = now;
                     if joins {
                         member.present = true;
                         member.spans.push((seq, None));

@@ -349,7 +349,8 @@ impl World {
         self.ensure(within, "queues are bounded", || format!("{commands} commands in a group"));
     }
 
-    /// Oracles: the window of a link is kept, and its order (rule 6); a home loads no chat before the barrier of its partition stands (rule 5).
+    /// Oracles: the window of a link is kept, and its order (rule 6); a home loads no chat before the barrier of its
+    /// partition stands (rule 5).
     fn look_at_request(&mut self, link: u32, request: &Request) {
         let opens = if let Ask::Open { partition } = request.ask { Some(partition) } else { None };
         let asked = LinkAsked { epoch: request.home_epoch, opens };

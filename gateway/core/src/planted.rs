@@ -164,6 +164,15 @@ bugs! {
     /// Beside the rules: receipts go to former members as well. Makes: marks of a chat told to who is no member any more.
     /// Seen by: receipts to who may not have them.
     ReceiptsToFormerMembers = 0,
+    /// Beside the rules: own states of the stream say that no chat is muted. Makes: a device that rings. Seen by: own
+    /// state converges on every device.
+    MuteUntold = 0,
+    /// Beside the rules: a home answers every read mark as above the head. Makes: a read mark that never reaches the
+    /// log. Seen by: work drains when faults stop.
+    ReadMarksRefused = 0,
+    /// Beside the rules: a home refuses every change of a group. Makes: an owner who may not do what an owner does.
+    /// Seen by: clients are served.
+    GroupChangesRefused = 0,
     /// Beside the rules: each live event of a large chat is sent twice to its subscribers. Makes: doubles beside the
     /// stream. Seen by: a subscriber gets a live event once.
     LiveTwice = 0,

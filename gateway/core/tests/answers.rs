@@ -177,6 +177,45 @@ fn the_answer_to_a_resent_mute_nudges_the_other_devices() {
     assert!(world.client(tablet).frames.iter().any(muted));
 }
 
+/// The own states that reached a client: read up to, muted until.
+fn owns(world: &mut World, client: u64) -> Vec<(u64, u64)> {
+    let own = |frame: &ServerFrame| match frame {
+        ServerFrame::Own(own) => Some((own.read_seq, own.muted_until_ms)),
+        _ => None,
+    };
+    world.client(client).frames.iter().filter_map(own).collect()
+}
+
+#[test]
+fn a_mute_that_changes_nothing_says_nothing_beside_the_stream() {
+    let (mut world, _, bob, chat_id) = two();
+    let until_ms = 1_900_000_000_000;
+    let mute = |until_ms| ClientFrame::Mute(Mute { chat_id, until_ms });
+    world.say(bob, mute(until_ms));
+    world.sleep(SOON_MS);
+    assert_eq!(owns(&mut world, bob), [(0, until_ms)]);
+    world.say(bob, mute(0));
+    world.sleep(SOON_MS);
+    // A writer that judged a second mute before that, when it changed nothing; its answer comes only now.
+    let own = event::OwnState { chat_id, read_seq: 0, read_ordinal: 0, read_sent: 0, muted_until_ms: until_ms };
+    let user_id = world.user(bob);
+    let old = move |ask: &Ask| {
+        let marked = Marked { user_id, delivered_seq: 0, own, inbox_seq: None };
+        is_mute(ask).then(|| Reply::Marked(vec![marked]))
+    };
+    let seen = watch(&mut world, old);
+    world.say(bob, mute(until_ms));
+    world.sleep(SOON_MS);
+    assert_eq!(seen.count(is_mute), 1);
+    assert_eq!(owns(&mut world, bob), [(0, until_ms), (0, 0)], "the newest is the last");
+    assert!(world.client(bob).errors().is_empty());
+    // Nothing is owed: the next request is served.
+    world.answers_for_the_writer = None;
+    world.say(bob, mute(1));
+    world.sleep(SOON_MS);
+    assert_eq!(owns(&mut world, bob).last(), Some(&(0, 1)));
+}
+
 #[test]
 fn the_answer_to_a_resent_creation_nudges_its_members() {
     let (mut world, alice, bob, _) = two();

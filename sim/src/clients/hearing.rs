@@ -2,12 +2,12 @@
 
 use crate::device::{Held, Kept, Page};
 use crate::world::{World, short};
-use parley_protocol::frame::{self, ServerFrame};
+use parley_protocol::frame::{self, ClientFrame, ServerFrame};
 use parley_protocol::{ChatId, ErrorCode, OwnState, UserId};
 use storage_core::store::EntryRow;
 
-/// So much later than the log a chat's home may know who is a member, microseconds.
-const LATE_US: u64 = 5_000_000;
+/// So much later than the log a chat's home may know who is a member, and a device hear what it said, microseconds.
+const LATE_US: u64 = 2_000_000;
 
 impl World {
     /// A frame arrives.
@@ -36,9 +36,7 @@ impl World {
                 let unwritten = head.seq == 0 && head.chat_id.peer_of(user).is_some();
                 let may = unwritten || self.truth.may_read(user, head.chat_id, head.seq);
                 self.ensure(may, "nobody receives what they may not", || format!("{user} gets {head:?}"));
-                let chat = self.devices[device as usize].chats.entry(head.chat_id).or_default();
-                if head.seq > chat.complete_to {
-                    self.devices[device as usize].holes.insert(head.chat_id);
+                if self.devices[device as usize].take_head(head.chat_id, head.seq) {
                     self.fill(device);
                 }
             }
@@ -117,7 +115,7 @@ impl World {
         }
         if let Some(page) = error.request_id.and_then(|id| state.pages.remove(&id)) {
             match page {
-                Page::Fill(chat_id) if !passing => {
+                Page::Fill { chat_id, .. } if !passing => {
                     state.holes.remove(&chat_id);
                     let may = self.truth.chats.get(&chat_id).and_then(|chat| chat.members.get(&user));
                     let served = may.is_none_or(|member| member.spans.is_empty());
@@ -128,12 +126,12 @@ impl World {
             }
         } else if let Some(chat_id) = error.chat_id {
             state.subscribed.remove(&chat_id);
-            let behind = state.chats.get(&chat_id).is_some_and(|chat| chat.wants_read > 0);
+            let Some(chat) = state.chats.get_mut(&chat_id) else { return };
+            let behind = chat.own.map_or(0, |own| own.read_seq) < chat.wants_read;
             if passing && behind {
                 state.unsaid_reads.insert(chat_id);
-            } else if passing {
-                // It was no read mark.
-            } else if let Some(chat) = state.chats.get_mut(&chat_id) {
+            } else if !passing && !self.truth.keeps_marks(user, chat_id, chat.wants_read) {
+                // What the log would keep is not given up, whatever is said of it: it has to be there in the end.
                 chat.wants_read = 0;
             }
         }
@@ -150,8 +148,15 @@ impl World {
         let chat = asked.chat_id.and_then(|chat_id| self.truth.chats.get(&chat_id));
         let direct = asked.chat_id.is_some_and(|chat_id| chat_id.peer_of(user).is_some());
         let may = asked.says && (direct || chat.is_some_and(|chat| chat.was_member(user, asked.at, true)));
-        self.ensure(!may, "clients are served", || {
-            format!("{user} is told {code:?} of {id}, a message to {:?}", asked.chat_id)
+        let members_max = self.plan.group_members_max();
+        let due = match (&kept.frame, chat) {
+            (ClientFrame::GroupChange(frame), Some(chat)) => {
+                chat.must_do(user, &frame.change, asked.at, code, members_max)
+            }
+            _ => false,
+        };
+        self.ensure(!may && !due, "clients are served", || {
+            format!("{user} is told {code:?} of {id} in {:?}: {:?}", asked.chat_id, kept.frame)
         });
         let place = self.truth.place(user, id, asked.chat_id);
         let logged = place.and_then(|(chat_id, seq)| self.truth.chats.get(&chat_id)?.at(seq));
@@ -212,11 +217,11 @@ impl World {
     fn hear_own(&mut self, conn: u32, own: OwnState) {
         let device = self.conns[conn as usize].device;
         let user = self.user_of(device);
-        // It stands for the newest entry of its kind that was durable when it left; no later one than now.
+        // It stands for the newest entry of its kind that was durable when it left; no later one than now. A mute that
+        // changes nothing has no entry, and no frame.
         if let Some(inbox) = self.truth.inboxes.get(&user) {
             let row = EntryRow::Own { chat_id: own.chat_id };
             let newest = inbox.rows.iter().rposition(|other| *other == row).map_or(0, |at| at as u64 + 1);
-            // A mute that changes nothing is answered without an entry.
             self.conns[conn as usize].seen.owns.insert(own.chat_id, newest);
         }
         let durable = self.truth.chats.get(&own.chat_id).and_then(|chat| chat.members.get(&user));
@@ -226,14 +231,17 @@ impl World {
         let above = durable.is_none_or(|marks| own.read_seq > marks.read_seq.max(expected));
         self.ensure(!above, "what is received is what is stored", || format!("{user} gets {own:?} of {durable:?}"));
         self.devices[device as usize].take_own(own);
+        self.devices[device as usize].chats.entry(own.chat_id).or_default().own_of_list = false;
     }
 
-    /// Whether the user of a connection was a member of a chat at some time since it connected.
+    /// Whether the user of a connection is a member of a chat, or was one not long ago: the home of the chat hears late
+    /// who has left, and what it said before may wait for a gateway, or a device, that stands still.
     fn was_member(&self, conn: u32, chat_id: ChatId) -> bool {
         let user = self.user_of(self.conns[conn as usize].device);
         let chat = self.truth.chats.get(&chat_id);
-        // What is on its way to a chat's home tells it late who has left.
-        let since = self.conns[conn as usize].opened_at.saturating_sub(LATE_US);
+        let waited = self.devices[self.conns[conn as usize].device as usize].silence;
+        let waited = waited.filter(|(_, to)| self.now < to + LATE_US);
+        let since = waited.map_or(self.now, |(from, _)| from).saturating_sub(LATE_US);
         chat_id.peer_of(user).is_some() || chat.is_some_and(|chat| chat.was_member(user, since, false))
     }
 
@@ -367,9 +375,9 @@ impl World {
             self.devices[device as usize].store(event, false);
         }
         let asked = self.devices[device as usize].pages.remove(&page.request_id);
-        if asked == Some(Page::Fill(page.chat_id)) {
+        if let Some(Page::Fill { chat_id, upto }) = asked {
             let last = page.events.last().map(|event| event.seq);
-            self.devices[device as usize].take_filled(page.chat_id, last, page.more);
+            self.devices[device as usize].take_filled(chat_id, upto, last, page.more);
         }
         self.fill(device);
     }

@@ -2,6 +2,7 @@
 //! receipts, heads.
 
 use super::home::{ChatHome, Phase};
+use super::inbound::own_frame;
 use super::{Barrier, Out, Shard, Tag, Timer};
 use crate::fan::Fan;
 use crate::mesh::{Fanout, HomeAsk, HomeReply, Mesh, Origin};
@@ -9,7 +10,7 @@ use crate::output::Output;
 use crate::planted::{self, Bug};
 use crate::time::Now;
 use parley_protocol::frame::{Receipt, Sent, ServerFrame};
-use parley_protocol::link::{Ask, Committed, MarkUpdate, Marked, Reply, Target};
+use parley_protocol::link::{Action, Ask, Committed, MarkUpdate, Marked, Reply, Target};
 use parley_protocol::partition;
 use parley_protocol::{ChatId, ClientMsgId, ErrorCode, UserId};
 use std::sync::Arc;
@@ -166,6 +167,11 @@ impl Shard {
         }
         match ask {
             HomeAsk::Command(command) => {
+                if planted::has(Bug::GroupChangesRefused) && matches!(command.action, Action::Change(_)) {
+                    let client_msg_id = Some(command.client_msg_id);
+                    let reply = HomeReply::Error { code: ErrorCode::Forbidden, chat_id, client_msg_id };
+                    return self.reply(origin, reply, out);
+                }
                 home.commands_under_way += 1;
                 let client_msg_id = command.client_msg_id;
                 self.link.ask(Ask::Command(command), Tag::Command { origin, chat_id, client_msg_id });
@@ -173,7 +179,8 @@ impl Shard {
             HomeAsk::Marks { delivered_seq, read_seq, .. } => {
                 // With a command under way the client may know more than the home: its event may be durable and read
                 // already. The log judges then.
-                if delivered_seq.max(read_seq) > home.head_seq && home.commands_under_way == 0 {
+                let above = delivered_seq.max(read_seq) > home.head_seq && home.commands_under_way == 0;
+                if above || (read_seq > 0 && planted::has(Bug::ReadMarksRefused)) {
                     let reply = HomeReply::Error { code: ErrorCode::NoSuchSeq, chat_id, client_msg_id: None };
                     return self.reply(origin, reply, out);
                 }
@@ -429,7 +436,7 @@ impl Shard {
     /// The user's devices hear of its own state, if that changed.
     fn tell_own(&mut self, now: Now, marked: &Marked, out: &mut Out) {
         if let Marked { user_id, inbox_seq: Some(inbox_seq), own, .. } = *marked {
-            let fan = Arc::new(Fan::new(ServerFrame::Own(own)));
+            let fan = Arc::new(Fan::new(own_frame(own)));
             self.deliver_everywhere(now, &fan, vec![Target { user_id, inbox_seq }], out);
         }
     }

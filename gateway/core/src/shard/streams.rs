@@ -1,6 +1,7 @@
 //! User homes: the sessions of a user, the streams that they receive, marks, inbox reads, nudges (rules 7 to 14 of the
 //! delivery protocol). A user home filters nothing: each session judges every item by its own position.
 
+use super::inbound::own_frame;
 use super::session::{Conn, Rate, Seat, Session};
 use super::stream::{Offer, Page, Stream};
 use super::{Out, Shard, Tag, Timer};
@@ -346,7 +347,7 @@ impl Shard {
         for entry in page.entries {
             let frame = match entry {
                 InboxEntry::Event(event) => ServerFrame::Event(event),
-                InboxEntry::Own(own) => ServerFrame::Own(own),
+                InboxEntry::Own(own) => own_frame(own),
                 InboxEntry::Empty => continue,
             };
             self.send(conn, &frame, out);
