@@ -6,24 +6,36 @@ use gateway_core::stats::Reason;
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const TOKENS: [(TokenError, &str); 9] = [
-    (TokenError::Malformed, "malformed"),
-    (TokenError::Algorithm, "algorithm"),
-    (TokenError::UnknownKey, "unknown_key"),
-    (TokenError::Signature, "signature"),
-    (TokenError::Issuer, "issuer"),
-    (TokenError::Audience, "audience"),
-    (TokenError::Expired, "expired"),
-    (TokenError::NotYet, "not_yet"),
-    (TokenError::NotLoopback, "not_loopback"),
-];
+/// Declares what an error is called in the metrics. An error that is left out does not compile.
+macro_rules! table {
+    ($table:ident: $error:ident, $($variant:ident = $reason:literal,)*) => {
+        const $table: [($error, &str); [$($reason),*].len()] = [$(($error::$variant, $reason),)*];
+        const _: fn($error) = |error| match error {
+            $($error::$variant => (),)*
+        };
+    };
+}
 
-const TICKETS: [(TicketError, &str); 4] = [
-    (TicketError::Forged, "forged"),
-    (TicketError::Device, "device"),
-    (TicketError::Expired, "expired"),
-    (TicketError::NotLoopback, "not_loopback"),
-];
+table! {
+    TOKENS: TokenError,
+    Malformed = "malformed",
+    Algorithm = "algorithm",
+    UnknownKey = "unknown_key",
+    Signature = "signature",
+    Issuer = "issuer",
+    Audience = "audience",
+    Expired = "expired",
+    NotYet = "not_yet",
+    NotLoopback = "not_loopback",
+}
+
+table! {
+    TICKETS: TicketError,
+    Forged = "forged",
+    Device = "device",
+    Expired = "expired",
+    NotLoopback = "not_loopback",
+}
 
 /// Tokens and tickets that were refused; all shards count here, as seldom as that is.
 #[derive(Debug, Default)]
