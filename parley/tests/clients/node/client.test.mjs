@@ -163,6 +163,23 @@ test("a hole in a chat is filled from history", async () => {
   await server.close();
 });
 
+test("a page of before does not close the hole of a newer event", async () => {
+  const server = await peer((frame, say) => {
+    if (frame.type === "hello") say(welcome, event(1), event(3), { type: "mark", inbox_seq: 2, head: 2 });
+    if (frame.type !== "history") return;
+    const { request_id, after } = frame;
+    const newer = [4, 5, 6].map(event).map(({ type, ...rest }) => rest);
+    // Number 2 is not ours to read; 6 comes while the page that says so is on its way.
+    if (after === 1) say(event(6), { type: "history_page", request_id, chat_id: CHAT, events: [], more: false });
+    else say({ type: "history_page", request_id, chat_id: CHAT, events: newer, more: false });
+  });
+  const { code, err } = await run(server.url, "--state", state("newer"), "--until-synced", "--confirm", "tail");
+  assert.equal(code, 0, err);
+  assert.deepEqual(server.heard.filter((frame) => frame.type === "history").map((frame) => frame.after), [1, 3]);
+  assert.deepEqual(kept("newer").chats[CHAT], [[1, 6]]);
+  await server.close();
+});
+
 test("truncated: the chats are read before the device counts as synced", async () => {
   const server = await peer((frame, say) => {
     if (frame.type === "hello") say(welcome, { type: "truncated", mark: 70 });

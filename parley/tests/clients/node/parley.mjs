@@ -259,10 +259,12 @@ export class Client {
     try {
       while (ranges.length > 1 || this.state.top(chatId) < head) {
         const after = ranges[0]?.[1] ?? 0;
+        // Known of when the page is asked for: of what comes while it is on its way it need not speak.
+        const upto = Math.max(head, ranges.at(-1)?.[1] ?? 0);
         const page = await this.request({ type: "history", chat_id: chatId, after });
         const last = page.events.at(-1)?.seq;
         // Missing between these: not ours to read (a time between two memberships).
-        addRange(ranges, after + 1, page.more && last ? last : Math.max(last ?? 0, head, ranges.at(-1)?.[1] ?? 0));
+        addRange(ranges, after + 1, page.more && last ? last : Math.max(last ?? 0, upto));
       }
     } catch (error) {
       this.log(`hole in ${chatId}: ${error.message}`);
