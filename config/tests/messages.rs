@@ -192,6 +192,18 @@ fn check_explains_every_conflict() {
 }
 
 #[test]
+fn a_gateway_of_several_writers_does_not_know_where_each_has_its_socket() {
+    let is_ok = |sockets: &str, socket: &str| {
+        let dir = dir(&format!("[writer]\nsockets = {sockets}\n"), &format!("socket = \"{socket}\"\n"));
+        let sources = Sources { dir: Some(dir.path()), env: &[], flags: &[] };
+        check(&load_gateway(sources).unwrap(), &load_storage_writer(sources).unwrap(), &machine()).is_ok()
+    };
+    let both = "[\"a.sock\", \"b.sock\"]";
+    assert!(is_ok(both, "") && is_ok(both, "b.sock"));
+    assert!(!is_ok(both, "c.sock") && !is_ok("[\"a.sock\"]", ""));
+}
+
+#[test]
 fn auto_without_io_uring_is_a_note_and_shares_the_files() {
     let gateway = load_gateway(Sources::default()).unwrap();
     let writer = load_storage_writer(Sources::default()).unwrap();
