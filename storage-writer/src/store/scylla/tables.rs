@@ -184,7 +184,9 @@ pub(crate) const LEASES: Table = Table {
         ("lease_ms", "int"),
         ("address", "text"),
     ],
-    options: &[LOOKED_UP],
+    // A node that was killed is called down by the others after ten seconds and more: a read that waited for its answer
+    // would outlast the lease.
+    options: &[LOOKED_UP, ("speculative_retry", "'ALWAYS'")],
     why: "Who writes a partition set. One row, changed by lightweight transactions only.",
 };
 
