@@ -6,7 +6,7 @@ mod director;
 mod plan;
 
 use clap::{Parser, Subcommand};
-use director::{Options, Size};
+use director::{Cluster, Options, Size};
 use parley_protocol::ChatId;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -48,6 +48,15 @@ enum Command {
         /// The gateway's socket driver [default: the seed decides between auto and epoll]
         #[arg(long, value_parser = ["auto", "uring", "epoll"])]
         driver: Option<String>,
+        /// Nodes of a CQL cluster that keeps the rows, with two storage-writers; host:port, separated by commas
+        #[arg(long, value_name = "HOST:PORT")]
+        contact: Option<String>,
+        /// The directory of that cluster, which `scripts/cql-cluster` runs: its nodes are killed and paused as well
+        #[arg(long, value_name = "DIR", requires_all = ["contact", "cluster_script"])]
+        cluster: Option<PathBuf>,
+        /// The path of `scripts/cql-cluster`
+        #[arg(long, value_name = "PATH")]
+        cluster_script: Option<PathBuf>,
         /// Keep data, logs and histories in this directory, whatever comes
         #[arg(long, value_name = "DIR")]
         keep: Option<PathBuf>,
@@ -89,14 +98,30 @@ fn minutes(text: &str) -> Result<f64, String> {
 
 fn main() -> ExitCode {
     let kept = match Arguments::parse().command {
-        Command::Run { minutes, seed, users, processes, rate, parley, driver, keep } => {
+        Command::Run {
+            minutes,
+            seed,
+            users,
+            processes,
+            rate,
+            parley,
+            driver,
+            contact,
+            cluster,
+            cluster_script,
+            keep,
+        } => {
             let clock =
                 || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |it| it.as_secs());
             let seed = seed.unwrap_or_else(clock);
             let driver = driver.unwrap_or_else(|| if seed % 2 == 0 { "auto" } else { "epoll" }.to_owned());
             eprintln!("seed {seed}, driver {driver}");
             let size = Size { users: users as usize, processes, rate };
-            director::run(&Options { minutes, seed, size, parley, driver, keep })
+            // Two runs of one seed may share a cluster.
+            let keyspace = format!("crash_{seed}_{}", std::process::id());
+            let nodes = cluster_script.zip(cluster);
+            let cluster = contact.map(|contact| Cluster { contact, keyspace, nodes });
+            director::run(&Options { minutes, seed, size, parley, driver, cluster, keep })
         }
         Command::Check { dir } => director::judge(&dir).map(|verdict| {
             director::print_findings(&verdict);

@@ -11,8 +11,9 @@ use clients::{Clients, history_path};
 use crash::checker::{Verdict, check_files};
 use crash::history::{Reader, Record};
 use crash::random::Random;
-use faults::{Counts, Fleet, choose, first_round, pause};
+use faults::{Counts, Fleet, choose, first_round, pause, weights};
 use parley_protocol::ChatId;
+pub(crate) use servers::Cluster;
 use servers::{Place, two_addresses};
 pub(crate) use setup::Size;
 use std::io::Write;
@@ -40,6 +41,8 @@ pub(crate) struct Options {
     pub(crate) size: Size,
     pub(crate) parley: PathBuf,
     pub(crate) driver: String,
+    /// Where rows are, if not in files.
+    pub(crate) cluster: Option<Cluster>,
     /// Where data, logs and histories stay; else they go if all is well.
     pub(crate) keep: Option<PathBuf>,
 }
@@ -170,9 +173,10 @@ pub(crate) fn run(options: &Options) -> Result<bool, String> {
 /// The command that repeats a run's faults and workload, with all that decides them: defaults may change.
 fn replay(options: &Options) -> String {
     let Options { minutes, seed, size: Size { users, processes, rate }, driver, .. } = options;
+    let store = if options.cluster.is_some() { " --store scylla" } else { "" };
     format!(
         "scripts/crash-test --minutes {minutes} --seed {seed} --users {users} --processes {processes} --rate {rate} \
-         --driver {driver}"
+         --driver {driver}{store}"
     )
 }
 
@@ -183,8 +187,10 @@ fn direct(options: &Options, dir: &Path) -> Result<(Counts, u64), String> {
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|error| error.to_string())?;
     }
-    let place = Place { parley: options.parley.clone(), dir: dir.to_owned(), driver: options.driver.clone() };
-    std::fs::create_dir_all(place.data()).map_err(|error| format!("{}: {error}", place.data().display()))?;
+    let Options { parley, driver, cluster, .. } = options;
+    let place = Place { parley: parley.clone(), dir: dir.to_owned(), driver: driver.clone(), cluster: cluster.clone() };
+    place.prepare()?;
+    let weights = weights(&place);
     let addresses = two_addresses()?;
     let mut random = Random::new(options.seed, u64::MAX);
     let mut fleet = Fleet::new(place.clone(), addresses.clone());
@@ -196,7 +202,7 @@ fn direct(options: &Options, dir: &Path) -> Result<(Counts, u64), String> {
     let began = Instant::now();
     let mut progress = Progress { began, last: began };
     let end = began + Duration::from_secs_f64(options.minutes * 60.0);
-    let mut round = first_round(&mut random);
+    let mut round = first_round(&weights, &mut random);
     while Instant::now() < end {
         let counts = fleet.counts;
         let mut watch = || {
@@ -206,7 +212,8 @@ fn direct(options: &Options, dir: &Path) -> Result<(Counts, u64), String> {
         };
         pause(Duration::from_millis(CALM_MS + random.below(CALM_SPREAD_MS)), &mut watch)?;
         fleet.must_run()?;
-        let fault = round.pop().unwrap_or_else(|| choose(&mut random));
+        let fault = round.pop().unwrap_or_else(|| choose(&weights, &mut random));
+        eprintln!("{:4} s  {fault:?}", began.elapsed().as_secs());
         fleet.suffer(fault, &mut random, &mut watch)?;
         let before = clients.sums().acknowledged;
         let deadline = Instant::now() + RECOVERY_PATIENCE;
@@ -306,8 +313,11 @@ mod tests {
     fn the_command_that_repeats_a_run_names_all_that_decides_it() {
         let size = Size { users: 30, processes: 2, rate: 500 };
         let (parley, driver) = (PathBuf::from("parley"), "uring".to_owned());
-        let options = Options { minutes: 0.5, seed: 7, size, parley, driver, keep: None };
+        let mut options = Options { minutes: 0.5, seed: 7, size, parley, driver, cluster: None, keep: None };
         let expected = "scripts/crash-test --minutes 0.5 --seed 7 --users 30 --processes 2 --rate 500 --driver uring";
         assert_eq!(replay(&options), expected);
+        let keyspace = "crash_7".to_owned();
+        options.cluster = Some(Cluster { contact: "127.0.0.1:9042".to_owned(), keyspace, nodes: None });
+        assert_eq!(replay(&options), format!("{expected} --store scylla"));
     }
 }

@@ -25,11 +25,53 @@ pub(crate) struct Place {
     /// Histories and logs.
     pub(crate) dir: PathBuf,
     pub(crate) driver: String,
+    /// Where rows are, if not in the data directory.
+    pub(crate) cluster: Option<Cluster>,
+}
+
+/// A cluster that keeps the rows, in a keyspace of this run's own.
+#[derive(Clone, Debug)]
+pub(crate) struct Cluster {
+    pub(crate) contact: String,
+    pub(crate) keyspace: String,
+    /// `scripts/cql-cluster` and the directory of its nodes, if they are to suffer as well.
+    pub(crate) nodes: Option<(PathBuf, PathBuf)>,
 }
 
 impl Place {
     pub(crate) fn data(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// How many storage-writers there are.
+    pub(crate) fn writers(&self) -> usize {
+        if self.cluster.is_some() { 2 } else { 1 }
+    }
+
+    /// The directory of a storage-writer's own.
+    fn writer_data(&self, index: usize) -> PathBuf {
+        if index == 0 { self.data() } else { self.data().join(format!("writer-{index}")) }
+    }
+
+    /// Before anything starts: the directory, and the tables of a cluster.
+    pub(crate) fn prepare(&self) -> Result<(), String> {
+        let data = self.data();
+        std::fs::create_dir_all(&data).map_err(|error| format!("{}: {error}", data.display()))?;
+        let Some(Cluster { contact, keyspace, .. }) = &self.cluster else { return Ok(()) };
+        self.output(&["schema", "apply", "--contact", contact, "--keyspace", keyspace]).map(|_| ())
+    }
+
+    /// Starts an action on a node of the cluster.
+    pub(crate) fn node(&self, action: &str, node: u64) -> Result<Child, String> {
+        let nodes = self.cluster.as_ref().and_then(|cluster| cluster.nodes.as_ref());
+        let (script, dir) = nodes.ok_or("there are no nodes to do that to")?;
+        let mut command = Command::new(script);
+        command.args([action, "--node", &node.to_string(), "--dir"]).arg(dir).stdin(Stdio::null());
+        // What it says goes where its log is, not among the lines of this run.
+        let log = OpenOptions::new().create(true).append(true).open(self.dir.join("nodes.log"));
+        let log = log.map_err(|error| error.to_string())?;
+        command.stdout(log.try_clone().map_err(|error| error.to_string())?).stderr(log);
+        command.spawn().map_err(|error| format!("{}: {error}", script.display()))
     }
 
     fn command(&self) -> Command {
@@ -64,7 +106,7 @@ pub(crate) fn two_addresses() -> Result<Vec<SocketAddr>, String> {
 }
 
 /// The settings of a run: timeouts that a stop of some seconds exceeds, and the limit that a small group crosses.
-fn settings() -> Vec<(String, String)> {
+fn settings(place: &Place) -> Vec<(String, String)> {
     let gateway = [
         ("SESSION__HEARTBEAT_TIMEOUT_MS", 3_000),
         ("SESSION__HEARTBEAT_INTERVAL_MS", 1_000),
@@ -89,7 +131,25 @@ fn settings() -> Vec<(String, String)> {
         ("PARLEY_STORAGE_WRITER__EMBEDDED__MEMTABLE_BYTES".to_owned(), (1 << 20).to_string()),
         ("PARLEY_STORAGE_WRITER__EMBEDDED__JOURNAL_BYTES_MAX".to_owned(), (64 << 20).to_string()),
     ];
-    named.chain(others).collect()
+    named.chain(others).chain(cluster_settings(place)).collect()
+}
+
+/// Where the rows are, and where the writers.
+fn cluster_settings(place: &Place) -> Vec<(String, String)> {
+    let Some(Cluster { contact, keyspace, .. }) = &place.cluster else { return Vec::new() };
+    let sockets = (0..place.writers()).map(|index| place.writer_data(index).join("writer.sock").display().to_string());
+    let sockets = sockets.collect::<Vec<_>>().join(",");
+    [
+        ("GATEWAY__WRITER__SOCKETS", sockets),
+        ("GATEWAY__WRITER__LINK_HELLO_MS", "300".to_owned()),
+        ("STORAGE_WRITER__STORE", "scylla".to_owned()),
+        ("STORAGE_WRITER__SCYLLA__CONTACT_POINTS", contact.clone()),
+        ("STORAGE_WRITER__SCYLLA__KEYSPACE", keyspace.clone()),
+        // A stop outlasts the two leases that a take-over waits.
+        ("STORAGE_WRITER__SCYLLA__LEASE_MS", "1000".to_owned()),
+    ]
+    .map(|(key, value)| (format!("PARLEY_{key}"), value))
+    .to_vec()
 }
 
 /// One process. Dropping it kills it, stopped or not.
@@ -103,10 +163,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts the storage-writer.
-    pub(crate) fn writer(place: &Place) -> Result<Self, String> {
-        let data = place.data();
-        Self::start(place, "storage-writer", &["--data", text(&data)?, "--admin", "127.0.0.1:0"])
+    /// Starts a storage-writer.
+    pub(crate) fn writer(place: &Place, index: usize) -> Result<Self, String> {
+        let data = place.writer_data(index);
+        let name = if index == 0 { "storage-writer".to_owned() } else { format!("storage-writer-{index}") };
+        let args = ["--data", text(&data)?, "--admin", "127.0.0.1:0"];
+        Self::start(place, &name, "storage-writer", &args)
     }
 
     /// Starts a gateway at an address.
@@ -114,19 +176,19 @@ impl Server {
         let (data, listen) = (place.data(), listen.to_string());
         let common = ["--data", text(&data)?, "--admin", "127.0.0.1:0", "--listen", &listen];
         let rest = ["--shards", "2", "--driver", &place.driver];
-        Self::start(place, "gateway", &[&common[..], &rest[..]].concat())
+        Self::start(place, "gateway", "gateway", &[&common[..], &rest[..]].concat())
     }
 
-    fn start(place: &Place, command: &str, args: &[&str]) -> Result<Self, String> {
-        let log = place.dir.join(format!("{command}.log"));
+    fn start(place: &Place, name: &str, command: &str, args: &[&str]) -> Result<Self, String> {
+        let log = place.dir.join(format!("{name}.log"));
         let named = |error: std::io::Error| format!("{}: {error}", log.display());
         let out = OpenOptions::new().create(true).append(true).open(&log).map_err(named)?;
         let from = out.metadata().map_err(named)?.len();
         let mut process = place.command();
-        process.arg(command).args(args).envs(settings());
+        process.arg(command).args(args).envs(settings(place));
         process.stdout(out.try_clone().map_err(named)?).stderr(out);
         let child = process.spawn().map_err(|error| format!("{}: {error}", place.parley.display()))?;
-        Ok(Self { name: format!("{command} (pid {})", child.id()), child, log, from })
+        Ok(Self { name: format!("{name} (pid {})", child.id()), child, log, from })
     }
 
     /// What it printed so far. Two gateways share a log: the later one's lines may stand among these.
