@@ -19,6 +19,7 @@ mod template;
 mod workshop;
 
 use common::Opened;
+use storage_writer::store::embedded::check::{PROBLEMS_NAMED_MAX, check_store};
 use template::read_back;
 use workshop::{Damage, Fate, Kind, Workshop, take_apart};
 
@@ -71,6 +72,26 @@ fn contents_with_billions_of_sections() {
         let flips: Vec<_> = (0..8).map(|bit| Damage::Flip { at: contents + 7, bit }).collect();
         workshop.try_all(file, flips);
     }
+    workshop.judge_template();
+}
+
+/// Rows that a damaged table hides look as if they were missing: `check-store` says what is sure apart from what is not.
+#[test]
+fn what_may_follow_from_damage_is_listed_as_doubtful() {
+    let workshop = Workshop::new();
+    let mut listed = 0;
+    for file in workshop.files().iter().filter(|file| file.kind == Kind::Table) {
+        let copy = workshop.copy(&[(file, &Damage::Flip { at: 20, bit: 0 })]);
+        let Ok(report) = check_store(copy.path(), &mut |_| ()) else { continue };
+        let named = |problem: &String| problem.contains(file.name.to_str().unwrap());
+        assert!(!report.is_whole() && report.problems.iter().all(named), "{:?}", report.problems);
+        let text = report.to_string();
+        let doubts = text.lines().filter(|line| line.starts_with("doubtful: ")).count();
+        assert_eq!(doubts, PROBLEMS_NAMED_MAX.min(report.doubts_total as usize));
+        assert_eq!(text.contains("what is doubtful may"), doubts > 0);
+        listed += doubts;
+    }
+    assert!(listed > 0);
     workshop.judge_template();
 }
 

@@ -201,7 +201,9 @@ impl Workshop {
             _ => false,
         };
         match (&fate, file.kind) {
-            (Fate::Whole, Kind::Lock | Kind::Old | Kind::HighWater) => {}
+            (Fate::Whole, Kind::Lock | Kind::Old) => {}
+            // The other slot is as good, or the byte lies in neither.
+            (Fate::Whole, Kind::HighWater) if matches!(damage, Damage::Flip { .. }) => {}
             (Fate::Whole, _) if harmless => {}
             // A byte that means nothing: the end of the line in `schema`.
             (Fate::Whole, Kind::Small) if file.name.ends_with("schema") => {}

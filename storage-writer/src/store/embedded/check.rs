@@ -41,8 +41,10 @@ pub struct Report {
     pub problems: Vec<String>,
     /// How much is wrong.
     pub problems_total: u64,
-    /// What does not fit, in a store with damaged tables: rows behind the damage look as if they were missing.
-    pub doubtful: u64,
+    /// What is wrong beside damaged tables, the first [`PROBLEMS_NAMED_MAX`]: it may only follow from them.
+    pub doubts: Vec<String>,
+    /// How much that is.
+    pub doubts_total: u64,
 }
 
 impl Report {
@@ -61,12 +63,18 @@ impl std::fmt::Display for Report {
         if self.problems_total > named {
             writeln!(f, "and {} more", self.problems_total - named)?;
         }
-        if self.doubtful > 0 {
+        for doubt in &self.doubts {
+            writeln!(f, "doubtful: {doubt}")?;
+        }
+        let named = self.doubts.len() as u64;
+        if self.doubts_total > named {
+            writeln!(f, "and {} more that are doubtful", self.doubts_total - named)?;
+        }
+        if self.doubts_total > 0 {
             writeln!(
                 f,
-                "{} rows that others name were not found; they may lie behind the damage and be readable: restore the \
-                 damaged files and check again",
-                self.doubtful
+                "what is doubtful may be wrong by itself, or only look so, as rows in damaged tables are not found: \
+                 restore the damaged files and check again"
             )?;
         }
         write!(
@@ -87,9 +95,10 @@ impl std::fmt::Display for Report {
 
 /// Checks the store of a data directory that no process uses. `progress` gets a line now and then.
 ///
-/// Proven: every checksum, of whole tables too; `seq` dense from 1 and `ordinal`, `sender_sent` and ids as they follow from the events of
-/// each chat; inbox numbers dense from 1, each entry naming an event that exists; every command row matching its event;
-/// both sides of a membership equal; checkpoints and marks within their chats; names and identities of existing users.
+/// Proven: every checksum, of whole tables too; `seq` dense from 1 and `ordinal`, `sender_sent` and ids as they follow
+/// from the events of each chat; inbox numbers dense from 1, each entry naming an event that exists; every command row
+/// matching its event; both sides of a membership equal; checkpoints and marks within their chats; names and identities
+/// of existing users.
 pub fn check_store(data_dir: &Path, progress: &mut dyn FnMut(&str)) -> Result<Report, OpenError> {
     progress(&format!("opening {}", data_dir.display()));
     let held = hold(data_dir, &EmbeddedOptions::default())?;
@@ -140,13 +149,11 @@ struct ChatWalk {
 
 impl Check<'_> {
     fn problem(&mut self, text: String) {
-        if self.damage {
-            self.report.doubtful += 1;
-            return;
-        }
-        self.report.problems_total += 1;
-        if self.report.problems.len() < PROBLEMS_NAMED_MAX {
-            self.report.problems.push(text);
+        let Report { problems, problems_total, doubts, doubts_total, .. } = &mut self.report;
+        let (list, total) = if self.damage { (doubts, doubts_total) } else { (problems, problems_total) };
+        *total += 1;
+        if list.len() < PROBLEMS_NAMED_MAX {
+            list.push(text);
         }
     }
 
