@@ -16,6 +16,8 @@ const REPLICAS: usize = 3;
 const HOP_US: u64 = 60;
 /// So long after it was sent the driver gives a statement up, microseconds.
 const TIMEOUT_US: u64 = 60_000;
+/// So long what a dead process sent may be on its way, microseconds, about: longer than it takes to take over.
+const STRAGGLER_US: u64 = 800_000;
 /// Between two looks at what is late, microseconds, about.
 const LATE_US: u64 = 3_000;
 
@@ -88,6 +90,8 @@ pub(crate) struct Shared {
     register: Register<LeaseRow>,
     flights: BTreeMap<u64, Flight>,
     asks: BTreeMap<u64, Asked>,
+    /// Writes of processes that are gone, by replicas that still get them.
+    stragglers: BTreeMap<(u64, u8), Write>,
     next: u64,
     rng: Rng,
     /// Nothing that is late arrives before.
@@ -108,6 +112,7 @@ impl Shared {
             register: Register::new(rng.next()),
             flights: BTreeMap::new(),
             asks: BTreeMap::new(),
+            stragglers: BTreeMap::new(),
             next: 0,
             rng,
             late_until: 0,
@@ -324,6 +329,44 @@ impl World {
             }
         }
         false
+    }
+
+    /// A process is gone: some of what it had sent goes on, some never left, some arrives when nobody thinks of it any more.
+    pub(crate) fn leave_stragglers(&mut self, writer: u32) {
+        let sent = self.shared.flights.iter().filter(|(_, flight)| {
+            let written = matches!(flight.stage, Stage::Written { answered: false, .. });
+            written && flight.from.writer() == writer
+        });
+        for number in sent.map(|(number, _)| *number).collect::<Vec<_>>() {
+            if !self.shared.rng.chance(400) {
+                continue;
+            }
+            let Some(Flight { statement: Statement::Write(write), .. }) = self.shared.flights.remove(&number) else {
+                continue;
+            };
+            self.trace.tell(self.now, || format!("cluster: {number} straggles"));
+            for replica in 0..REPLICAS as u8 {
+                let at = self.now + self.shared.rng.around(STRAGGLER_US);
+                self.shared.stragglers.insert((number, replica), write.clone());
+                self.at(at, Event::Straggler { flight: number, replica });
+            }
+        }
+    }
+
+    /// What a dead process sent reaches a replica.
+    pub(crate) fn straggler_arrives(&mut self, flight: u64, replica: u8) -> bool {
+        if let Some(write) = self.shared.stragglers.remove(&(flight, replica)) {
+            self.shared.cluster.apply(usize::from(replica), &write);
+        }
+        false
+    }
+
+    /// Everything arrives that still may.
+    pub(crate) fn settle_cluster(&mut self) {
+        self.shared.cluster.settle();
+        for ((_, replica), write) in std::mem::take(&mut self.shared.stragglers) {
+            self.shared.cluster.apply(usize::from(replica), &write);
+        }
     }
 
     /// A replica goes; it comes back after a while. Now and then two at once: then nothing is acknowledged.

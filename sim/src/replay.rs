@@ -144,7 +144,7 @@ impl World {
 
     /// What the cluster holds is what the log says; at rest, when everything that was late has arrived.
     pub(crate) fn look_at_cluster(&mut self) {
-        self.shared.cluster.settle();
+        self.settle_cluster();
         self.learn_marks();
         let wrong = self.wrong_chat().or_else(|| self.wrong_inbox()).or_else(|| {
             let lists = self.lists_of_work();

@@ -177,8 +177,13 @@ impl World {
             term.engine.handle_timer(now_ms);
             if !term.recovered && term.engine.status().recovered {
                 term.recovered = true;
-                let epoch = term.epoch;
-                self.trace.tell(self.now, || format!("writer {writer} has recovered under epoch {epoch}"));
+                let (epoch, status) = (term.epoch, term.engine.status());
+                self.trace.tell(self.now, || {
+                    let (appends, entries) = (status.recovered_appends, status.recovered_entries);
+                    format!(
+                        "writer {writer} has recovered under epoch {epoch}: {appends} appends, {entries} new entries"
+                    )
+                });
                 if epoch == self.shared.epoch {
                     self.learn_marks();
                 }

@@ -61,6 +61,8 @@ pub(crate) enum Event {
     EndWriter { writer: u32 },
     /// A statement to the cluster goes on.
     Statement { flight: u64, step: Step },
+    /// What a dead process sent reaches a replica.
+    Straggler { flight: u64, replica: u8 },
     /// An ask for the lease goes on.
     Lease { ask: u64 },
     /// Some of what replicas still have to get arrives.
@@ -373,6 +375,7 @@ impl World {
             Event::EndGateway { gateway } => self.end_gateway(gateway),
             Event::EndWriter { writer } => self.end_writer(writer),
             Event::Statement { flight, step } => self.statement_goes_on(flight, step),
+            Event::Straggler { flight, replica } => self.straggler_arrives(flight, replica),
             Event::Lease { ask } => self.lease_goes_on(ask),
             Event::Late => self.late_arrives(),
             Event::ReplicaUp { replica } => self.replica_is_up(replica),
@@ -450,6 +453,7 @@ impl Event {
             Event::EndGateway { gateway } => (13, u64::from(gateway)),
             Event::EndWriter { writer } => (14, u64::from(writer)),
             Event::Statement { flight, .. } => (16, flight),
+            Event::Straggler { flight, .. } => (21, flight),
             Event::Lease { ask } => (17, ask),
             Event::Late => (18, 0),
             Event::ReplicaUp { replica } => (19, u64::from(replica)),

@@ -96,6 +96,7 @@ impl World {
         process.tier = None;
         process.readings.clear();
         let links = std::mem::take(&mut process.links);
+        self.leave_stragglers(writer);
         self.trace.tell(self.now, || format!("writer {writer} ends"));
         links.into_iter().for_each(|link| self.writer_ends_link(link));
         if self.plan.on_cluster() || !self.writers.iter().any(|writer| writer.alive) {

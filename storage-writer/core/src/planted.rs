@@ -169,6 +169,9 @@ bugs! {
     /// Rule 15: whoever takes a cluster over reads the records and derives nothing again. Makes: events without their
     /// entries, and ghosts that nothing stands before. Seen by: the inbox holds what the log, replayed, gives its user.
     NoRederivation = 15,
+    /// Rule 17: an engine over a cluster takes rows of a dead epoch above the head for true. Makes: numbers that follow
+    /// from what never was. Seen by: `seq` is dense; inboxes are dense.
+    GhostsLoaded = 17,
     /// Rule 16: a writer of a cluster goes on when its lease is over. Makes: writes and answers beside the next writer's.
     /// Seen by: every `Sent` event is in the log exactly once.
     ZombieWrites = 16,

@@ -4,6 +4,7 @@
 use crate::cql::rows::{
     EventRow, INBOX_BUCKET, INBOX_ROWS_MAX, Partition, Read, Row, SEQ_BUCKET, inbox_bucket, seq_bucket,
 };
+use crate::planted::{self, Bug};
 use crate::store::EntryRow;
 use parley_protocol::{ChatId, UserId};
 
@@ -11,6 +12,15 @@ use parley_protocol::{ChatId, UserId};
 const PAGE_ROWS: u32 = 256;
 /// Entries that hold the head: the most that can lie above it, of one dead writer, and one.
 const HEAD_ROWS: u32 = INBOX_ROWS_MAX as u32 + 1;
+
+/// How many rows, from the first, are no ghosts. `before` is the epoch that stands for the row before the first.
+fn standing(before: Option<u64>, epochs: impl ExactSizeIterator<Item = u64>) -> usize {
+    if planted::has(Bug::GhostsLoaded) {
+        return epochs.len();
+    }
+    let mut last = before.unwrap_or(0);
+    epochs.take_while(|epoch| std::mem::replace(&mut last, *epoch) <= *epoch).count()
+}
 
 /// Reads the events of a chat from one to the end.
 #[derive(Debug)]
@@ -49,9 +59,7 @@ impl Tail {
 
     /// As [`Tail::finish`], but ends before the first hole: above it lie parts of an append of a dead writer.
     pub(super) fn finish_dense(mut self, before: Option<u64>) -> Vec<EventRow> {
-        let mut last = before.unwrap_or(0);
-        let ghost = self.rows.iter().position(|row| row.epoch < std::mem::replace(&mut last, row.epoch));
-        self.rows.truncate(ghost.unwrap_or(self.rows.len()));
+        self.rows.truncate(standing(before, self.rows.iter().map(|row| row.epoch)));
         let hole = self.rows.windows(2).position(|pair| pair[1].event.seq != pair[0].event.seq + 1);
         self.rows.truncate(hole.map_or(self.rows.len(), |at| at + 1));
         self.rows
@@ -60,9 +68,7 @@ impl Tail {
     /// The rows up to the head. `before` is the epoch that stands for the row before the first.
     pub(super) fn finish(self, before: Option<u64>) -> Result<Vec<EventRow>, String> {
         let mut rows = self.rows;
-        let mut epoch = before.unwrap_or(0);
-        let ghost = rows.iter().position(|row| row.epoch < std::mem::replace(&mut epoch, row.epoch));
-        rows.truncate(ghost.unwrap_or(rows.len()));
+        rows.truncate(standing(before, rows.iter().map(|row| row.epoch)));
         match rows.windows(2).find(|pair| pair[1].event.seq != pair[0].event.seq + 1) {
             Some(pair) => {
                 Err(format!("chat {}: event {} follows {}", self.chat_id, pair[1].event.seq, pair[0].event.seq))
@@ -142,9 +148,8 @@ impl Head {
         self.rows.reverse();
         let first = self.rows.first().is_some_and(|row| row.inbox_seq == 1);
         let before = self.state.flatten().filter(|(bucket, _)| first && *bucket == 0);
-        let mut epoch = before.map_or(0, |(_, epoch)| epoch);
-        let ghost = self.rows.iter().position(|row| row.epoch < std::mem::replace(&mut epoch, row.epoch));
-        self.rows.truncate(ghost.unwrap_or(self.rows.len()));
+        let before = before.map(|(_, epoch)| epoch);
+        self.rows.truncate(standing(before, self.rows.iter().map(|row| row.epoch)));
         match self.rows.windows(2).find(|pair| pair[1].inbox_seq != pair[0].inbox_seq + 1) {
             Some(pair) => {
                 let (next, last) = (pair[1].inbox_seq, pair[0].inbox_seq);
