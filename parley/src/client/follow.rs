@@ -30,6 +30,16 @@ struct Fill {
     tries: u32,
 }
 
+impl Fill {
+    /// There is more than was known: a page that is on its way may be of before, so it is no try that failed.
+    fn announce(&mut self, seq: u64) {
+        if seq > self.upto {
+            self.upto = seq;
+            self.tries = 0;
+        }
+    }
+}
+
 /// The position of a device.
 #[derive(Debug, Default)]
 pub(crate) struct Follow {
@@ -161,7 +171,7 @@ impl Follow {
         let mut outcome = Outcome::default();
         let (chat_id, seq) = (event.chat_id, event.seq);
         if let Some(fill) = self.fills.get_mut(&chat_id) {
-            fill.upto = fill.upto.max(seq);
+            fill.announce(seq);
             if fill.held.len() < HELD_MAX {
                 fill.held.insert(seq, event);
             }
@@ -229,7 +239,7 @@ impl Follow {
 
     fn open_fill(&mut self, chat_id: ChatId, known: u64, upto: u64, held: Option<Event>, outcome: &mut Outcome) {
         if let Some(fill) = self.fills.get_mut(&chat_id) {
-            fill.upto = fill.upto.max(upto);
+            fill.announce(upto);
             return;
         }
         let held = held.into_iter().map(|event| (event.seq, event)).collect();

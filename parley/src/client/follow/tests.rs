@@ -137,6 +137,20 @@ fn a_hole_that_may_not_be_read_ends_and_loses_nothing_that_came() {
 }
 
 #[test]
+fn a_page_of_before_does_not_close_the_hole_of_a_newer_event() {
+    let mut follow = device(10, 4);
+    follow.event(event(9));
+    for _ in 1..TRIES_MAX {
+        assert_eq!(follow.filled(page(1, 0, false)).fetch_later, [(chat(), 4)]);
+    }
+    // The last try is on its way when something newer comes, and knows nothing of it.
+    follow.event(event(12));
+    let outcome = follow.filled(page(1, 0, false));
+    assert_eq!((seqs(&outcome), outcome.fetch_later), (vec![], vec![(chat(), 4)]));
+    assert_eq!(seqs(&follow.filled(page(9, 12, false))), [9, 10, 11, 12]);
+}
+
+#[test]
 fn marks_do_not_count_from_a_connection_that_broke() {
     let mut follow = device(10, 4);
     follow.event(event(8));
