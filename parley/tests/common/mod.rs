@@ -1,11 +1,14 @@
 //! The harness of the tests with real processes: servers on ports and directories of their own, devices that speak the
 //! protocol from `docs/PROTOCOL.md`, raw sockets, and a ledger of what was promised. No test of its own lives here.
 //!
-//! `PARLEY_TEST_DRIVER` (auto, epoll, uring) chooses the socket driver of every server.
+//! `PARLEY_TEST_DRIVER` (auto, epoll, uring) chooses the socket driver of every server, `PARLEY_TEST_STORE` (embedded,
+//! scylla) where its rows are.
 
 pub(crate) mod device;
 pub(crate) mod http;
+pub(crate) mod keyspace;
 pub(crate) mod ledger;
+pub(crate) mod load;
 pub(crate) mod process;
 pub(crate) mod raw;
 
@@ -13,6 +16,7 @@ pub(crate) use device::{Device, Target};
 pub(crate) use process::Process;
 
 use gateway::identity::DevKey;
+use keyspace::Keyspace;
 use parley_protocol::wire::Encoding;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -75,7 +79,7 @@ impl Port {
 
 /// Settings of a test over the shipped defaults, as environment variables.
 #[derive(Clone, Default)]
-pub(crate) struct Settings(Vec<(String, String)>);
+pub(crate) struct Settings(pub(crate) Vec<(String, String)>);
 
 impl Settings {
     pub(crate) fn new() -> Self {
@@ -129,6 +133,8 @@ pub(crate) struct Server {
     pub(crate) writer_admin: Port,
     shape: Shape,
     settings: Settings,
+    /// Where its rows are, if not in the directory.
+    keyspace: Option<Keyspace>,
     data: Directory,
 }
 
@@ -180,7 +186,29 @@ impl Server {
             None => Directory::Own(new_dir()),
         };
         let (listen, admin, writer_admin) = (Port::take(), Port::take(), Port::take());
-        Self { gateway: None, writer: None, listen, admin, writer_admin, shape, settings, data }
+        let mut server =
+            Self { gateway: None, writer: None, listen, admin, writer_admin, shape, settings, keyspace: None, data };
+        match std::env::var("PARLEY_TEST_STORE").as_deref() {
+            Err(_) | Ok("embedded") => {}
+            Ok("scylla") => {
+                // Made before anybody waits for a server: that takes the nodes seconds, and longer for several at a time.
+                server.keyspace = Some(Keyspace::of(server.data()).with_tables());
+            }
+            Ok(other) => panic!("PARLEY_TEST_STORE is embedded or scylla, not {other}"),
+        }
+        server
+    }
+
+    /// Flags that choose the store.
+    fn store_flags(&self) -> Vec<String> {
+        self.keyspace.as_ref().map(Keyspace::flags).unwrap_or_default()
+    }
+
+    /// Over a cluster `ready` may be said while the lease of the process before is waited out.
+    fn wait_serving(&self, admin: SocketAddr) {
+        if self.keyspace.is_some() {
+            poll("/readyz", || http::try_get(admin, "/readyz").is_some_and(|(status, _)| status == 200));
+        }
     }
 
     pub(crate) fn data(&self) -> &Path {
@@ -209,9 +237,13 @@ impl Server {
     pub(crate) fn start_writer(&mut self) {
         assert!(self.shape == Shape::Apart, "`up` has its writer inside");
         self.writer = None;
-        let args = ["storage-writer", "--data", self.data_text(), "--admin", &self.writer_admin.addr.to_string()];
+        let admin = self.writer_admin.addr;
+        let mut args =
+            ["storage-writer", "--data", self.data_text(), "--admin", &admin.to_string()].map(str::to_owned).to_vec();
+        args.extend(self.store_flags());
         let mut writer = Process::spawn("storage-writer", &args, &self.settings.0);
         writer.wait_ready();
+        self.wait_serving(admin);
         self.writer = Some(writer);
     }
 
@@ -221,6 +253,7 @@ impl Server {
         let (listen, admin) = (self.listen.addr, self.admin.addr);
         let mut gateway = self.spawn_gateway("gateway", listen, admin);
         gateway.wait_ready();
+        self.wait_serving(admin);
         self.gateway = Some(gateway);
     }
 
@@ -238,6 +271,8 @@ impl Server {
         let (listen, admin) = (listen.to_string(), admin.to_string());
         let mut args = vec![command, "--data", self.data_text(), "--listen", &listen, "--admin", &admin];
         args.extend(["--driver", &driver, "--shards", "2"]);
+        let store = if self.shape == Shape::Up { self.store_flags() } else { Vec::new() };
+        args.extend(store.iter().map(String::as_str));
         // Pinned threads of many servers would all share the first cores; and most tests are not about rates.
         let mut settings = Settings::new().gateway("pin", false);
         settings = settings.gateway("chat.rate_per_s", 1_000_000).gateway("chat.rate_burst", 1_000_000);
@@ -278,8 +313,11 @@ impl Server {
         }
     }
 
-    /// The store of a stopped server proves itself.
+    /// The store of a stopped server proves itself. A cluster has nothing that could be asked to.
     pub(crate) fn check_store(&self) {
+        if self.keyspace.is_some() {
+            return;
+        }
         let (status, output) = run(&["check-store", "--data", self.data_text()]);
         assert!(status.success(), "`check-store` found fault with the store:\n{output}");
     }
