@@ -62,6 +62,8 @@ impl ClusterOptions {
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the nodes may take to agree on a change of the schema.
 const AGREEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How often they are asked whether they do: once a table, when tables are made.
+const AGREEMENT_LOOK: Duration = Duration::from_millis(40);
 /// A connection without an answer to a keep-alive for this long is broken: requests on it end with an unknown outcome.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
@@ -108,6 +110,7 @@ pub(super) async fn connect(options: &ClusterOptions) -> Result<Session, OpenErr
         .connection_timeout(CONNECT_TIMEOUT)
         .keepalive_interval(KEEPALIVE)
         .keepalive_timeout(KEEPALIVE)
+        .schema_agreement_interval(AGREEMENT_LOOK)
         .schema_agreement_timeout(AGREEMENT_TIMEOUT)
         .tls_context(options.tls_ca.as_deref().map(tls).transpose()?);
     if let Some(user) = &options.user {
