@@ -9,7 +9,7 @@ use cql_common::random::{Run, step};
 use proptest::prelude::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 220, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn what_was_acknowledged_is_there_once(seed in any::<u32>(), steps in prop::collection::vec(step(), 1..120)) {

@@ -22,8 +22,9 @@ mod requests;
 mod tail;
 mod work;
 
-pub use flight::InFlight;
+pub use flight::{Aside, InFlight};
 pub use requests::{StatementCounts, StatementId};
+pub(super) use tail::log_without_ghosts;
 
 use super::limit::LimitOptions;
 use super::rows::{Change, Partition, Read, Row, Statement, StatementError, StatementResult, Write, timestamp};
@@ -37,8 +38,8 @@ use loads::Loads;
 use marks::MarkLane;
 use names::{NamesKey, NamesLane};
 use parley_protocol::{ChatId, UserId};
-use plan::Flight;
-use recover::Recovery;
+use plan::{AccountLane, Flight};
+use recover::{Recovery, SetAside};
 use requests::Requests;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -106,6 +107,8 @@ pub struct EngineStatus {
     pub recovered_appends: u64,
     /// Entries of them that had to be numbered again.
     pub recovered_entries: u64,
+    /// Chats and inboxes with damaged rows, that nothing is done with until the next start.
+    pub set_aside: usize,
 }
 
 impl EngineStatus {
@@ -182,7 +185,7 @@ pub struct Engine {
     inboxes: HashMap<UserId, InboxLane>,
     marks: HashMap<ChatId, MarkLane>,
     /// Rows of users and their keys that do not stand, with their groups; the first is under way.
-    accounts: HashMap<UserId, VecDeque<(u64, Partition, Row)>>,
+    accounts: HashMap<UserId, AccountLane>,
     touched: Touched,
     in_flight: Arc<Mutex<InFlight>>,
     facts: Facts,
@@ -191,6 +194,7 @@ pub struct Engine {
     names: HashMap<NamesKey, NamesLane>,
     recovered_appends: u64,
     recovered_entries: u64,
+    set_aside: SetAside,
 }
 
 impl Engine {
@@ -224,6 +228,7 @@ impl Engine {
             names: HashMap::new(),
             recovered_appends: 0,
             recovered_entries: 0,
+            set_aside: SetAside::default(),
         };
         engine.recover();
         engine
@@ -330,6 +335,7 @@ impl Engine {
             recovered: self.recovery.is_none() && matches!(self.phase, Phase::Serving),
             recovered_appends: self.recovered_appends,
             recovered_entries: self.recovered_entries,
+            set_aside: self.set_aside.len(),
         }
     }
 
@@ -366,7 +372,7 @@ impl Engine {
             Owner::Account(user_id) => self.account_stands(user_id),
             Owner::Load(load) => self.load_read(load, statement, rows),
             Owner::Names(key) => self.names_read(key, &rows),
-            Owner::Recover(part) => self.recover_read(part, rows),
+            Owner::Recover(part) => self.recover_read(part, Some(rows)),
         }
     }
 
@@ -375,7 +381,7 @@ impl Engine {
         match owner {
             Owner::Load(load) => self.load_damaged(load, why),
             Owner::Names(key) => self.names_damaged(key, &why),
-            Owner::Recover(_) => self.recovery_damaged(why),
+            Owner::Recover(part) => self.recovery_damaged(part, why),
             // Without knowing where the older checkpoint lies none can be written, nor can the group go on.
             owner => self.break_off(format!("{owner:?}: {why}")),
         }

@@ -2,8 +2,9 @@
 //! Stored: the layout is frozen by the golden bytes below, a change of it is a new version byte.
 
 use crate::store::{Checkpoint, CommandName, CommandRow, MarkRow, MarkWrite, MemberRow};
+use parley_protocol::partition::split_mix_64;
 use parley_protocol::wire::to_rkyv;
-use parley_protocol::{ChatId, Event, UserId};
+use parley_protocol::{ChatId, Event, MessageId, UserId};
 use rkyv::rancor::Error as RkyvError;
 use rkyv::{Archive, Deserialize, Serialize};
 
@@ -13,6 +14,8 @@ const VERSION: u8 = 1;
 /// An append without its events.
 #[derive(Clone, Debug, Default, PartialEq, Archive, Serialize, Deserialize)]
 pub struct Redo {
+    /// [`events_hash`] of its events: rows of another append at the same numbers do not belong to it.
+    pub events: u64,
     /// Inbox entries of its events.
     pub entries: Vec<RedoEntry>,
     /// Its commands.
@@ -25,6 +28,11 @@ pub struct Redo {
     pub present: u32,
     /// Marks of those in `members`, with the entries for their own devices.
     pub joined: Vec<RedoMark>,
+}
+
+/// Names the events of an append, in their order. Message ids are given once.
+pub fn events_hash(ids: impl IntoIterator<Item = MessageId>) -> u64 {
+    ids.into_iter().fold(0, |hash, id| split_mix_64(hash ^ split_mix_64(id.0)))
 }
 
 /// An inbox entry.
@@ -84,6 +92,12 @@ impl RedoMark {
 }
 
 impl Redo {
+    /// Every inbox entry that it names, as recorded.
+    pub fn inboxes(&self) -> impl Iterator<Item = (UserId, u64)> {
+        let entries = self.entries.iter().map(|entry| (entry.user_id, entry.inbox_seq));
+        entries.chain(self.joined.iter().filter_map(|mark| Some((mark.user_id, mark.inbox_seq?))))
+    }
+
     /// The bytes of the column.
     pub fn encode(&self) -> Vec<u8> {
         let mut bytes = vec![VERSION];
@@ -112,6 +126,7 @@ mod tests {
     fn example() -> Redo {
         let interval = Interval { joined_seq: 1, left_seq: None, history_from: 1 };
         Redo {
+            events: events_hash([MessageId(98), MessageId(99)]),
             entries: vec![RedoEntry { user_id: UserId(5), inbox_seq: 7, seq: 2 }],
             commands: vec![RedoCommand { seq: 2, creation: true }],
             members: vec![RedoMember {
@@ -142,6 +157,15 @@ mod tests {
     }
 
     #[test]
+    fn events_are_told_apart_by_their_ids_and_their_order() {
+        let hash = |ids: &[u64]| events_hash(ids.iter().map(|id| MessageId(*id)));
+        let all = [hash(&[]), hash(&[0]), hash(&[0, 0]), hash(&[1, 2]), hash(&[2, 1]), hash(&[1]), hash(&[1, 2, 3])];
+        for (at, one) in all.iter().enumerate() {
+            assert!(all.iter().skip(at + 1).all(|other| one != other), "{at}");
+        }
+    }
+
+    #[test]
     fn refuses_what_it_does_not_know() {
         assert!(Redo::decode(&[]).is_err());
         assert!(Redo::decode(&[VERSION]).is_err());
@@ -162,10 +186,11 @@ mod tests {
     }
 
     const GOLDEN: &str = concat!(
-        "0105000000000000000700000000000000020000000000000002000000000000000101000000000000000000000000000000",
-        "00010000000000000005000000000000000103ddffffff0100000061207469746c652074686174206973206c6f6e67050000",
-        "0000000000010000000000000005000000000000000000000000000000010000000000000000000000000000000000000000",
-        "000000000000000000000001080000000000000057ffffff0100000067ffffff0100000081ffffff01000000010200000000",
-        "000000010000000000000063000000000000009400000072ffffff7effffff010000000100000082ffffff01000000",
+        "01050000000000000007000000000000000200000000000000020000000000000001010000000000000000000000000000",
+        "0000010000000000000005000000000000000103ddffffff0100000061207469746c652074686174206973206c6f6e6705",
+        "00000000000000010000000000000005000000000000000000000000000000010000000000000000000000000000000000",
+        "00000000000000000000000000000108000000000000009072ede095ac61d34fffffff010000005fffffff0100000079ff",
+        "ffff0100000001020000000000000001000000000000006300000000000000940000006affffff76ffffff010000000100",
+        "00007affffff01000000",
     );
 }

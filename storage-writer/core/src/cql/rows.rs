@@ -14,6 +14,8 @@ pub const INBOX_ROWS_MAX: usize = 32;
 pub const APPEND_EVENTS_MAX: usize = crate::store::APPEND_EVENTS_MAX;
 /// Lists of work in flight that take turns.
 pub const WORK_SLOTS: u8 = 4;
+/// The list of what a taker set aside, beside those that take turns.
+pub const WORK_ASIDE: u8 = WORK_SLOTS;
 /// Names of commands in one partition, about. Frozen.
 pub const COMMANDS_BUCKET: u64 = 16_384;
 
@@ -65,7 +67,7 @@ pub enum Partition {
     Work {
         /// The set.
         set: u16,
-        /// Below [`WORK_SLOTS`].
+        /// Below [`WORK_SLOTS`], or [`WORK_ASIDE`].
         slot: u8,
     },
     /// Events, by `seq`: the truth.
@@ -133,7 +135,7 @@ pub enum Partition {
 pub enum WorkKey {
     /// An append of this chat.
     Chat(ChatId),
-    /// An entry of own state in this inbox.
+    /// Rows of this user; or its inbox, when it is set aside.
     User(UserId),
     /// Marks of a member in this chat, with or without an entry of own state.
     Mark(ChatId, UserId),

@@ -9,7 +9,7 @@ mod ahead;
 mod chat;
 mod inbox;
 
-use super::engine::InFlight;
+use super::engine::{Aside, InFlight};
 use super::rows::{Partition, Read, Row, StatementError, StatementResult, seq_bucket};
 use crate::planted::{self, Bug};
 use crate::store::{Checkpoint, EntryRow, MarkRow, MemberRow, ReadError, SEQ_BUCKET, StoredUser, UserRow, View, Want};
@@ -75,6 +75,10 @@ pub trait Bounds {
     fn chat(&self, chat_id: ChatId) -> Option<u64>;
     /// The first number of an inbox that is in flight.
     fn user(&self, user_id: UserId) -> Option<u64>;
+    /// Whether it is set aside: its rows are damaged, and nobody took over what a dead writer left there.
+    fn is_aside(&self, _: Aside) -> bool {
+        false
+    }
     /// The writer's epoch: its own rows are no ghosts. 0 when there is no writer.
     fn epoch(&self) -> u64;
 }
@@ -119,6 +123,10 @@ impl Bounds for WriterBounds {
 
     fn user(&self, user_id: UserId) -> Option<u64> {
         self.lock().user(user_id)
+    }
+
+    fn is_aside(&self, aside: Aside) -> bool {
+        self.lock().is_aside(aside)
     }
 
     fn epoch(&self) -> u64 {

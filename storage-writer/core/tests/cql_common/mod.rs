@@ -6,13 +6,15 @@ pub mod random;
 
 use parley_protocol::partition::split_mix_64;
 use parley_protocol::{ChatId, UserId};
+use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
 use storage_core::cql::cluster::Cluster;
 use storage_core::cql::engine::{Engine as CqlEngine, EngineOptions, StatementId};
 use storage_core::cql::limit::LimitOptions;
 use storage_core::cql::rows::{INBOX_BUCKET, Partition, Read, Row, SEQ_BUCKET, Statement, Write};
+use storage_core::cql::view::{CqlView, WriterBounds};
 use storage_core::model::State;
-use storage_core::store::{EntryRow, Group, OpId, Outcome, Store, StoreRequest, StoreResult};
+use storage_core::store::{EntryRow, Group, OpId, Outcome, Store, StoreRequest, StoreResult, View};
 
 pub const PATIENCE: u64 = 200;
 
@@ -56,6 +58,11 @@ pub struct CqlStore {
     /// In a thousand: a statement that could be executed waits.
     pub wait_per_mille: u64,
     pub executed: u64,
+    /// In a thousand steps: one in which a reader of a dead writer, stopped and waking, reads something.
+    pub zombie_per_mille: u64,
+    /// What such readers know.
+    zombies: Vec<WriterBounds>,
+    pub zombie_reads: u64,
     /// Steps in which something is waited for.
     pub patience: u64,
     seed: u64,
@@ -78,6 +85,9 @@ impl CqlStore {
             durable: Vec::new(),
             shown: State::default(),
             wait_per_mille: 0,
+            zombie_per_mille: 0,
+            zombies: Vec::new(),
+            zombie_reads: 0,
             executed: 0,
             patience: PATIENCE,
             seed,
@@ -96,6 +106,7 @@ impl CqlStore {
                 self.stragglers.push(write);
             }
         }
+        self.zombies.push(WriterBounds { in_flight: self.engine.in_flight(), epoch: self.epoch });
         self.epoch += 1;
         self.engine = CqlEngine::new(self.options, self.epoch, self.epoch);
         self.engine.set_lease(Some(u64::MAX));
@@ -113,6 +124,54 @@ impl CqlStore {
             }
         }
         panic!("no answer: {:?}", self.engine.status());
+    }
+
+    /// A reader whose writer is dead reads at quorum. What it says goes nowhere, but its reads repair rows, and only those
+    /// that it asked for.
+    fn zombie_read(&mut self) {
+        let at = self.random(self.zombies.len() as u64) as usize;
+        let Some(bounds) = self.zombies.get(at).cloned() else { return };
+        let (chats, users): (Vec<_>, Vec<_>) =
+            (self.named.chats.iter().copied().collect(), self.named.users.iter().copied().collect());
+        if chats.is_empty() || users.is_empty() {
+            return;
+        }
+        self.zombie_reads += 1;
+        let chat_id = chats[self.random(chats.len() as u64) as usize];
+        let user_id = users[self.random(users.len() as u64) as usize];
+        let (newest, more) = (self.random(8), self.random(4));
+        let newest_of = |rows: &[Row]| match rows.first() {
+            Some(Row::Event(row)) => row.event.seq,
+            Some(Row::Entry { inbox_seq, .. }) => *inbox_seq,
+            _ => 0,
+        };
+        let what = self.random(5);
+        let cluster = RefCell::new(std::mem::replace(&mut self.cluster, Cluster::new(0)));
+        let view = CqlView::new(&cluster, bounds);
+        match what {
+            0 => drop(view.head(chat_id)),
+            1 => drop(view.user(user_id)),
+            2 => drop(view.events(chat_id, newest, newest + more, 9, false)),
+            // Rows near the end, one or few alone; also such that no reader should ask for.
+            3 => {
+                let standing =
+                    Read::Events { chat_id, bucket: 0, from: 1, to: SEQ_BUCKET, limit: 1, newest_first: true };
+                let top = newest_of(&cluster.borrow().standing(&standing).into_iter().rev().collect::<Vec<_>>());
+                let from = (top + 4).saturating_sub(newest).max(1);
+                let read = Read::Events { chat_id, bucket: 0, from, to: from + more, limit: 9, newest_first: false };
+                drop(cluster.borrow_mut().read(&read));
+            }
+            _ => {
+                let standing =
+                    Read::Entries { user_id, bucket: 0, from: 1, to: INBOX_BUCKET, limit: 1, newest_first: true };
+                let top = newest_of(&cluster.borrow().standing(&standing).into_iter().rev().collect::<Vec<_>>());
+                let from = (top + 4).saturating_sub(newest).max(1);
+                let read = Read::Entries { user_id, bucket: 0, from, to: from + more, limit: 9, newest_first: false };
+                drop(cluster.borrow_mut().read(&read));
+            }
+        }
+        drop(view);
+        self.cluster = cluster.into_inner();
     }
 
     /// Some milliseconds of the engine and the cluster.
@@ -133,6 +192,9 @@ impl CqlStore {
         if self.random(100) < 10 {
             self.cluster.arrive();
         }
+        if self.random(1_000) < self.zombie_per_mille {
+            self.zombie_read();
+        }
         for _ in 0..self.pending.len() {
             let at = self.random(self.pending.len() as u64) as usize;
             if self.random(1_000) < self.wait_per_mille {
@@ -140,6 +202,9 @@ impl CqlStore {
             }
             let (id, statement) = self.pending.swap_remove(at);
             self.executed += 1;
+            if self.random(1_000) < self.zombie_per_mille {
+                self.zombie_read();
+            }
             let result = self.cluster.execute(&statement);
             self.engine.handle_result(self.now_ms, id, result);
             self.engine.check_invariants();
@@ -213,14 +278,14 @@ impl CqlStore {
         }
         let limit = SEQ_BUCKET as u32;
         let read = Read::Events { chat_id, bucket: 0, from: 1, to: SEQ_BUCKET, limit, newest_first: false };
-        for row in self.rows(read) {
-            let Row::Event(row) = row else { panic!("{row:?}") };
-            if row.epoch < before {
-                break;
-            }
-            before = row.epoch;
-            rows.events.insert(row.event.seq, row.event);
-        }
+        let events = self.rows(read).into_iter().map(|row| match row {
+            Row::Event(row) => row,
+            row => panic!("{row:?}"),
+        });
+        let events: Vec<_> = events.collect();
+        let newest = events.iter().map(|row| row.epoch).max().unwrap_or(0);
+        let head = events.iter().rposition(|row| row.epoch == newest && newest >= before).map_or(0, |at| at + 1);
+        rows.events = events.into_iter().take(head).map(|row| (row.event.seq, row.event)).collect();
         for row in self.rows(Read::All(Partition::Members { chat_id })) {
             let Row::Member { user_id, row } = row else { panic!("{row:?}") };
             let twin = self.rows(Read::Memberships { user_id, after: None, limit: 1_000 });

@@ -112,6 +112,7 @@ impl Run {
         world.answers.clear();
         world.store.cluster.faults = ClusterFaults::MANY;
         world.store.wait_per_mille = 500;
+        world.store.zombie_per_mille = 60;
         Run { world, users, chats, commands: vec![], placed: HashMap::new(), asked: HashMap::new(), link: 1 }
     }
 

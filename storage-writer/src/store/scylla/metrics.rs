@@ -105,6 +105,7 @@ pub struct PlannerMetrics {
     work_keys: Gauge,
     recovered_appends: Gauge,
     recovered_entries: Gauge,
+    set_aside: Gauge,
 }
 
 impl PlannerMetrics {
@@ -117,6 +118,7 @@ impl PlannerMetrics {
         self.work_keys.set(status.work_keys as u64);
         self.recovered_appends.set(status.recovered_appends);
         self.recovered_entries.set(status.recovered_entries);
+        self.set_aside.set(status.set_aside as u64);
     }
 
     /// Appends the text form.
@@ -129,6 +131,11 @@ impl PlannerMetrics {
             ("parley_cql_work_keys", "Chats and users in the lists of work in flight.", &self.work_keys),
             ("parley_cql_recovered_appends", "Appends derived again at the take-over.", &self.recovered_appends),
             ("parley_cql_recovered_entries", "Of their entries, those numbered again.", &self.recovered_entries),
+            (
+                "parley_cql_set_aside",
+                "Chats and inboxes with damaged rows, set aside until the next start.",
+                &self.set_aside,
+            ),
         ];
         for (name, help, gauge) in gauges {
             show_gauge(name, help, gauge.get(), out);

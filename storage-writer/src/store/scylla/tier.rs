@@ -140,11 +140,13 @@ impl ScyllaStore {
                 if self.term.as_ref().is_none_or(|term| term.epoch != epoch) {
                     self.begin(epoch);
                 }
+                self.flying.set_lease(valid_until);
                 if let Some(Term { engine, .. }) = &mut self.term {
                     engine.set_lease(Some(valid_until));
                 }
             }
             LeaseState::Expired { .. } => {
+                self.flying.set_lease(0);
                 if let Some(Term { engine, .. }) = &mut self.term {
                     engine.set_lease(None);
                 }
@@ -152,11 +154,13 @@ impl ScyllaStore {
             LeaseState::Lost => {
                 self.term = None;
                 self.flying.replace(None);
+                self.flying.set_lease(0);
                 self.lease = new_lease(&self.lease_options);
             }
             LeaseState::Watching { .. } | LeaseState::Taking | LeaseState::WaitingOut { .. } => {
                 self.term = None;
                 self.flying.replace(None);
+                self.flying.set_lease(0);
             }
         }
     }
@@ -236,6 +240,8 @@ impl Tier for ScyllaStore {
             return;
         }
         self.term = None;
+        self.flying.replace(None);
+        self.flying.set_lease(0);
         self.lease.release(boot_ms());
         let until = boot_ms() + GIVE_BACK_MS;
         while !self.lease.is_over() && boot_ms() < until {

@@ -2,7 +2,7 @@
 
 use super::EngineOptions;
 use crate::store::CommandName;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use parley_protocol::{ChatId, UserId};
 use std::collections::VecDeque;
 
@@ -14,6 +14,16 @@ pub struct InFlight {
     chats: HashMap<ChatId, Vec<(u64, u64)>>,
     /// Group and first number.
     users: HashMap<UserId, Vec<(u64, u64)>>,
+    aside: HashSet<Aside>,
+}
+
+/// What a taker set aside for its damaged rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Aside {
+    /// A chat.
+    Chat(ChatId),
+    /// The inbox of a user.
+    Inbox(UserId),
 }
 
 impl InFlight {
@@ -25,6 +35,15 @@ impl InFlight {
     /// The lowest number of an inbox that is in flight.
     pub fn user(&self, user_id: UserId) -> Option<u64> {
         self.users.get(&user_id)?.iter().map(|(_, first)| *first).min()
+    }
+
+    /// Whether a chat or an inbox is set aside.
+    pub fn is_aside(&self, aside: Aside) -> bool {
+        self.aside.contains(&aside)
+    }
+
+    pub(super) fn set_aside(&mut self, aside: Aside) {
+        self.aside.insert(aside);
     }
 
     /// Nothing is in flight.

@@ -138,6 +138,9 @@ fn states_of(rows: Vec<Row>) -> Vec<ChatStateRow> {
 impl Engine {
     /// Starts a load, or has it wait.
     pub(super) fn load(&mut self, op: OpId, request: StoreRequest) {
+        if let Some(why) = self.set_aside.why(&request).cloned() {
+            return self.answer(op, StoreResult::Damaged(why));
+        }
         if let Some(no) = waits_for(&self.touched, &request) {
             self.flights.get_mut(&no).expect("what touches is in flight").loads.push((op, request));
             return;

@@ -6,7 +6,7 @@ use super::inboxes::{EntryJob, Gate, Of};
 use super::marks::MarkJob;
 use super::work::Waiter;
 use super::{Engine, Owner};
-use crate::cql::redo::{Redo, RedoCommand, RedoEntry, RedoMark, RedoMember};
+use crate::cql::redo::{Redo, RedoCommand, RedoEntry, RedoMark, RedoMember, events_hash};
 use crate::cql::rows::{Change, EventRow, Partition, Row, WorkKey};
 use crate::store::{
     Append, EntryRow, Group, MarkWrite, OpId, Outcome, StoreRequest, StoreResult, UserRow, identity_key,
@@ -37,6 +37,14 @@ impl Flight {
     pub(super) fn tell_unknown(&mut self, now_ms: u64) -> Option<OpId> {
         self.op.take_if(|_| now_ms >= self.unknown_ms)
     }
+}
+
+/// Rows of a user and the keys that name it, in order: each with its group and the list of work that it waits for.
+#[derive(Debug, Default)]
+pub(super) struct AccountLane {
+    jobs: VecDeque<(u64, Option<u64>, Partition, Row)>,
+    /// The first is under way.
+    sent: bool,
 }
 
 /// A group, taken apart.
@@ -77,6 +85,7 @@ impl PlannedAppend {
             EntryRow::Own { .. } => None,
         };
         Redo {
+            events: events_hash(append.events.iter().map(|event| event.message_id)),
             entries: append.entries.iter().filter_map(entry).collect(),
             commands: append
                 .commands
@@ -204,25 +213,30 @@ impl Engine {
             self.put(partition, vec![row], Owner::Part(no));
         }
         for (user_id, partition, row) in accounts {
-            let lane = self.accounts.entry(user_id).or_default();
-            lane.push_back((no, partition, row));
-            if lane.len() == 1 {
-                self.write_account(user_id);
-            }
+            let list = lists.get(&WorkKey::User(user_id)).copied();
+            self.accounts.entry(user_id).or_default().jobs.push_back((no, list, partition, row));
+            self.write_account(user_id);
         }
     }
 
     /// Writes the next row of a user: each when the one before stands, also across groups.
     fn write_account(&mut self, user_id: UserId) {
-        let Some(lane) = self.accounts.get(&user_id) else { return };
-        match lane.front().cloned() {
-            Some((_, partition, row)) => self.put(partition, vec![row], Owner::Account(user_id)),
+        let Some(lane) = self.accounts.get_mut(&user_id).filter(|lane| !lane.sent) else { return };
+        match lane.jobs.front() {
+            Some((_, Some(list), ..)) if self.work.is_open(*list) => {}
+            Some((.., partition, row)) => {
+                lane.sent = true;
+                let (partition, row) = (partition.clone(), row.clone());
+                self.put(partition, vec![row], Owner::Account(user_id));
+            }
             None => drop(self.accounts.remove(&user_id)),
         }
     }
 
     pub(super) fn account_stands(&mut self, user_id: UserId) {
-        let Some((no, ..)) = self.accounts.get_mut(&user_id).and_then(VecDeque::pop_front) else { return };
+        let Some(lane) = self.accounts.get_mut(&user_id) else { return };
+        lane.sent = false;
+        let Some((no, ..)) = lane.jobs.pop_front() else { return };
         self.write_account(user_id);
         self.part_done(no);
     }
@@ -268,6 +282,7 @@ impl Engine {
         }
         let mut keys: Vec<_> = plan.appends.iter().map(|planned| WorkKey::Chat(planned.append.chat_id)).collect();
         keys.extend(plan.marks.iter().map(|mark| WorkKey::Mark(mark.chat_id, mark.user_id)));
+        keys.extend(plan.users.iter().map(|user| WorkKey::User(user.user_id)));
         keys.sort_unstable();
         keys.dedup();
         let (lists, writes) = self.work.list(self.now_ms, &keys);
@@ -282,7 +297,7 @@ impl Engine {
             let waiter = match key {
                 WorkKey::Chat(chat_id) => Waiter::Chat(chat_id),
                 WorkKey::Mark(chat_id, user_id) => Waiter::Mark(chat_id, user_id),
-                WorkKey::User(_) => continue,
+                WorkKey::User(user_id) => Waiter::User(user_id),
             };
             self.work.wait(list, waiter);
         }
@@ -352,6 +367,7 @@ impl Engine {
         for waiter in self.work.stands(list) {
             match waiter {
                 Waiter::Chat(chat_id) => self.start_append(chat_id),
+                Waiter::User(user_id) => self.write_account(user_id),
                 Waiter::Mark(chat_id, user_id) => {
                     self.open_entries(user_id, list);
                     if let Some(lane) = self.marks.get_mut(&chat_id) {

@@ -2,21 +2,49 @@
 //! read, the last append of each chat is derived again, and all of it is written under the own epoch.
 
 use super::plan::{Flight, Plan, PlannedAppend};
-use super::tail::{Head, StoredEntry, Tail, reads_of};
-use super::{Engine, Owner, Phase};
-use crate::cql::redo::Redo;
+use super::tail::{Head, LastAppend, StoredEntry, Tail, reads_of};
+use super::{Aside, Engine, Owner, Phase};
 use crate::cql::rows::{
-    APPEND_EVENTS_MAX, Change, ChatStateRow, EventRow, Partition, Read, Row, SEQ_BUCKET, WORK_SLOTS, WorkKey,
+    APPEND_EVENTS_MAX, Change, ChatStateRow, Partition, Read, Row, SEQ_BUCKET, WORK_ASIDE, WORK_SLOTS, WorkKey,
     inbox_bucket, seq_bucket,
 };
 use crate::planted::{self, Bug};
-use crate::store::{Append, Checkpoint, Entry, EntryRow, MarkRow, Meta};
-use hashbrown::HashSet;
+use crate::store::{Append, Checkpoint, CommandName, Entry, EntryRow, MarkRow, Meta, StoreRequest};
+use hashbrown::{HashMap, HashSet};
 use parley_protocol::{ChatId, UserId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Marks in one read.
 const MARKS_USERS_MAX: usize = 100;
+/// Keys in one write of the list of what is set aside.
+const ASIDE_ROWS_MAX: usize = 1_000;
+/// Chats and inboxes that are set aside; if more are damaged, no writer should go on.
+const SET_ASIDE_MAX: usize = 10_000;
+
+/// Chats and inboxes with damaged rows, and what is wrong: until the next start their loads say so.
+#[derive(Debug, Default)]
+pub(super) struct SetAside {
+    pub(super) chats: HashMap<ChatId, String>,
+    pub(super) users: HashMap<UserId, String>,
+}
+
+impl SetAside {
+    pub(super) fn len(&self) -> usize {
+        self.chats.len() + self.users.len()
+    }
+
+    /// Why what is asked for cannot be told.
+    pub(super) fn why(&self, request: &StoreRequest) -> Option<&String> {
+        match request {
+            StoreRequest::LoadChat(chat_id)
+            | StoreRequest::CountMessages { chat_id, .. }
+            | StoreRequest::LoadEvent { chat_id, .. }
+            | StoreRequest::FindCommand(CommandName { chat_id, .. }) => self.chats.get(chat_id),
+            StoreRequest::LoadUser(user_id) => self.users.get(user_id),
+            StoreRequest::FindUnique(_) | StoreRequest::LoadMeta | StoreRequest::Commit(_) => None,
+        }
+    }
+}
 
 /// What a statement of the recovery is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +55,9 @@ pub(super) enum Part {
     Tail(ChatId),
     Head(UserId),
     Rows(UserId),
+    Account(UserId),
     Marks(ChatId),
-    Fence,
-    Delete,
+    Write,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +70,12 @@ enum Stage {
     Inboxes,
     /// What the recorded numbers name, and marks.
     Details,
-    /// Newest entries and listed marks, under the own epoch.
+    /// Newest entries and listed marks, as they are stored.
+    Standing,
+    /// The heads of the inboxes, under the own epoch.
     Fences,
+    /// The list of what is set aside.
+    Aside,
     Writing,
     Deleting,
 }
@@ -58,6 +90,10 @@ pub(super) struct Recovery {
     slots: BTreeSet<u8>,
     chats: BTreeMap<ChatId, OldChat>,
     inboxes: BTreeMap<UserId, OldInbox>,
+    /// Rows of listed users.
+    accounts: BTreeMap<UserId, Option<Row>>,
+    /// Is listed again.
+    aside: BTreeSet<WorkKey>,
     /// Listed marks, as they are stored.
     marks: BTreeMap<ChatId, BTreeMap<UserId, MarkRow>>,
 }
@@ -70,12 +106,6 @@ struct OldChat {
     last: Option<LastAppend>,
     /// Who joined with it, and has read further than it says.
     marked: HashSet<UserId>,
-}
-
-#[derive(Debug)]
-struct LastAppend {
-    rows: Vec<EventRow>,
-    redo: Redo,
 }
 
 #[derive(Debug)]
@@ -127,8 +157,8 @@ impl OldChat {
 
 impl Recovery {
     fn new() -> Recovery {
-        let (slots, chats, inboxes, marks) = Default::default();
-        Recovery { stage: Stage::Records, left: 0, slots, chats, inboxes, marks }
+        let (slots, chats, inboxes, accounts, aside, marks) = Default::default();
+        Recovery { stage: Stage::Records, left: 0, slots, chats, inboxes, accounts, aside, marks }
     }
 
     fn inbox(&mut self, user_id: UserId) -> &mut OldInbox {
@@ -144,7 +174,7 @@ impl Engine {
         if planted::has(Bug::NoRederivation) {
             return;
         }
-        for slot in 0..WORK_SLOTS {
+        for slot in (0..WORK_SLOTS).chain([WORK_ASIDE]) {
             self.ask(Read::All(Partition::Work { set, slot }), Part::Work(slot));
         }
     }
@@ -154,34 +184,69 @@ impl Engine {
         self.read(read, Owner::Recover(part));
     }
 
-    pub(super) fn recovery_damaged(&mut self, why: String) {
-        self.break_off(format!("recovery: {why}"));
+    /// A row that the recovery asked for does not decode.
+    pub(super) fn recovery_damaged(&mut self, part: Part, why: String) {
+        match part {
+            Part::States(chat_id) | Part::Tail(chat_id) | Part::Marks(chat_id) => self.set_chat_aside(chat_id, why),
+            Part::Head(user_id) | Part::Rows(user_id) | Part::Account(user_id) => self.set_inbox_aside(user_id, why),
+            Part::Meta | Part::Work(_) | Part::Write => return self.break_off(format!("recovery: {why}")),
+        }
+        self.recover_read(part, None);
     }
 
-    /// A statement of the recovery is answered.
-    pub(super) fn recover_read(&mut self, part: Part, rows: Vec<Row>) {
+    /// Nothing of the chat is taken over: the next taker finds it as it is.
+    fn set_chat_aside(&mut self, chat_id: ChatId, why: String) {
+        let Some(recovery) = self.recovery.as_mut() else { return };
+        recovery.chats.remove(&chat_id);
+        let marks = recovery.marks.remove(&chat_id).unwrap_or_default();
+        recovery.aside.insert(WorkKey::Chat(chat_id));
+        recovery.aside.extend(marks.into_keys().map(|user_id| WorkKey::Mark(chat_id, user_id)));
+        for inbox in recovery.inboxes.values_mut() {
+            inbox.wanted.retain(|wanted| wanted.chat_id != chat_id);
+        }
+        self.shared().set_aside(Aside::Chat(chat_id));
+        self.set_aside.chats.insert(chat_id, why);
+    }
+
+    /// Nothing of the inbox is taken over. The chats whose last appends name it are looked at again by the next taker,
+    /// which then may number the entries.
+    fn set_inbox_aside(&mut self, user_id: UserId, why: String) {
+        let Some(recovery) = self.recovery.as_mut() else { return };
+        recovery.aside.insert(WorkKey::User(user_id));
+        for wanted in recovery.inboxes.remove(&user_id).into_iter().flat_map(|inbox| inbox.wanted) {
+            recovery.aside.insert(WorkKey::Chat(wanted.chat_id));
+        }
+        self.shared().set_aside(Aside::Inbox(user_id));
+        self.set_aside.users.insert(user_id, why);
+    }
+
+    /// A statement of the recovery is answered; without rows when they are damaged.
+    pub(super) fn recover_read(&mut self, part: Part, rows: Option<Vec<Row>>) {
         let Some(recovery) = self.recovery.as_mut() else { return };
         recovery.left -= 1;
-        if let Err(why) = self.take_part(part, rows) {
-            return self.recovery_damaged(why);
+        if let Some(rows) = rows {
+            self.take_part(part, rows);
         }
         while let Some(recovery) = self.recovery.as_mut().filter(|recovery| recovery.left == 0) {
-            let begun = match recovery.stage {
+            match recovery.stage {
                 Stage::Records => self.begin_logs(),
                 Stage::Logs => self.begin_inboxes(),
                 Stage::Inboxes => self.begin_details(),
-                Stage::Details => self.begin_fences(),
-                Stage::Fences => self.begin_writing(),
+                Stage::Details => self.begin_standing(),
+                Stage::Standing => self.begin_fences(),
+                Stage::Fences => self.begin_aside(),
+                Stage::Aside => self.begin_writing(),
                 Stage::Writing => return,
                 Stage::Deleting => return self.serve(),
-            };
-            if let Err(why) = begun {
-                return self.recovery_damaged(why);
+            }
+            if self.set_aside.len() > SET_ASIDE_MAX {
+                let why = "recovery: more is damaged than is set aside";
+                return self.break_off(why.to_owned());
             }
         }
     }
 
-    fn take_part(&mut self, part: Part, rows: Vec<Row>) -> Result<(), String> {
+    fn take_part(&mut self, part: Part, rows: Vec<Row>) {
         let recovery = self.recovery.as_mut().expect("the caller looked");
         match part {
             Part::Meta => self.take_meta(&rows),
@@ -191,7 +256,10 @@ impl Engine {
                     recovery.slots.insert(slot);
                     match key {
                         WorkKey::Chat(chat_id) => drop(recovery.chats.entry(chat_id).or_default()),
-                        WorkKey::User(user_id) => drop(recovery.inbox(user_id)),
+                        WorkKey::User(user_id) => {
+                            recovery.inbox(user_id);
+                            recovery.accounts.insert(user_id, None);
+                        }
                         WorkKey::Mark(chat_id, user_id) => {
                             recovery.inbox(user_id);
                             recovery.marks.entry(chat_id).or_default().insert(user_id, MarkRow::default());
@@ -200,7 +268,7 @@ impl Engine {
                 }
             }
             Part::States(chat_id) => {
-                let chat = recovery.chats.get_mut(&chat_id).expect("it was listed");
+                let Some(chat) = recovery.chats.get_mut(&chat_id) else { return };
                 chat.states = rows.into_iter().filter_map(state_of).collect();
                 let tail = Tail::new(chat_id, tail_from(newest_seq(&chat.states)));
                 let read = tail.read();
@@ -208,7 +276,7 @@ impl Engine {
                 self.ask(read, Part::Tail(chat_id));
             }
             Part::Tail(chat_id) => {
-                let chat = recovery.chats.get_mut(&chat_id).expect("it was listed");
+                let Some(chat) = recovery.chats.get_mut(&chat_id) else { return };
                 let tail = chat.tail.as_mut().expect("it asked");
                 if !tail.take(rows) {
                     let read = tail.read();
@@ -216,15 +284,20 @@ impl Engine {
                 }
             }
             Part::Head(user_id) => {
-                let head = recovery.inbox(user_id).head.as_mut().expect("it asked");
+                let Some(inbox) = recovery.inboxes.get_mut(&user_id) else { return };
+                let head = inbox.head.as_mut().expect("it asked");
                 if !head.take(&rows) {
                     let read = head.read();
                     self.ask(read, Part::Head(user_id));
                 }
             }
             Part::Rows(user_id) => {
+                let Some(inbox) = recovery.inboxes.get_mut(&user_id) else { return };
                 let entries = rows.iter().filter_map(StoredEntry::of);
-                recovery.inbox(user_id).rows.extend(entries.map(|entry| (entry.inbox_seq, entry.row)));
+                inbox.rows.extend(entries.map(|entry| (entry.inbox_seq, entry.row)));
+            }
+            Part::Account(user_id) => {
+                recovery.accounts.insert(user_id, rows.into_iter().next());
             }
             Part::Marks(chat_id) => {
                 let listed = recovery.marks.get_mut(&chat_id);
@@ -240,10 +313,8 @@ impl Engine {
                     }
                 }
             }
-            Part::Fence => {}
-            Part::Delete => {}
+            Part::Write => {}
         }
-        Ok(())
     }
 
     fn take_meta(&mut self, rows: &[Row]) {
@@ -259,26 +330,29 @@ impl Engine {
         }
     }
 
-    fn begin_logs(&mut self) -> Result<(), String> {
+    fn begin_logs(&mut self) {
         let recovery = self.recovery.as_mut().expect("the caller looked");
         recovery.stage = Stage::Logs;
         for chat_id in recovery.chats.keys().copied().collect::<Vec<_>>() {
             self.ask(Read::All(Partition::ChatState { chat_id }), Part::States(chat_id));
         }
-        Ok(())
     }
 
     /// The logs are read: their last appends name inboxes.
-    fn begin_inboxes(&mut self) -> Result<(), String> {
+    fn begin_inboxes(&mut self) {
         let recovery = self.recovery.as_mut().expect("the caller looked");
         recovery.stage = Stage::Inboxes;
         let mut wanted: Vec<(UserId, Wanted)> = Vec::new();
+        let mut damaged = Vec::new();
         for (chat_id, chat) in &mut recovery.chats {
             let seq = newest_seq(&chat.states);
             let first = chat.states.iter().find(|state| state.checkpoint.seq == 0);
             let before = first.filter(|_| seq == 0).map(|state| state.epoch);
-            let rows = chat.tail.take().map_or(Vec::new(), |tail| tail.finish_dense(before));
-            chat.last = last_append(*chat_id, rows, seq)?;
+            let tail = chat.tail.take().expect("it was read");
+            match tail.last_append(before, seq) {
+                Ok(last) => chat.last = last,
+                Err(why) => damaged.push((*chat_id, why)),
+            }
             let Some(last) = &chat.last else { continue };
             for (at, entry) in last.redo.entries.iter().enumerate() {
                 let row = EntryRow::Event { chat_id: *chat_id, seq: entry.seq };
@@ -293,22 +367,30 @@ impl Engine {
         for (user_id, wanted) in wanted {
             recovery.inbox(user_id).wanted.push(wanted);
         }
-        let mut reads = Vec::new();
+        damaged.into_iter().for_each(|(chat_id, why)| self.set_chat_aside(chat_id, why));
+        let recovery = self.recovery.as_ref().expect("the caller looked");
+        let account = |user_id: &UserId| (Read::All(Partition::User { user_id: *user_id }), Part::Account(*user_id));
+        let mut reads: Vec<_> = recovery.accounts.keys().map(account).collect();
         for (user_id, inbox) in &recovery.inboxes {
             let head = inbox.head.as_ref().expect("it was not read yet");
             reads.push((head.read(), Part::Head(*user_id)));
         }
         reads.into_iter().for_each(|(read, part)| self.ask(read, part));
-        Ok(())
     }
 
     /// The heads are read: what recorded numbers below them name, and the marks of joiners.
-    fn begin_details(&mut self) -> Result<(), String> {
+    fn begin_details(&mut self) {
         let recovery = self.recovery.as_mut().expect("the caller looked");
         recovery.stage = Stage::Details;
-        let mut reads = Vec::new();
+        let (mut reads, mut damaged) = (Vec::new(), Vec::new());
         for (user_id, inbox) in &mut recovery.inboxes {
-            let rows = inbox.head.take().expect("it is finished once").finish()?;
+            let rows = match inbox.head.take().expect("it is finished once").finish_dense() {
+                Ok(rows) => rows,
+                Err(why) => {
+                    damaged.push((*user_id, why));
+                    continue;
+                }
+            };
             inbox.last = rows.last().copied();
             inbox.rows = rows.iter().map(|entry| (entry.inbox_seq, entry.row)).collect();
             inbox.newest = rows;
@@ -320,6 +402,8 @@ impl Engine {
             below.dedup();
             reads.extend(reads_of(*user_id, &below).into_iter().map(|read| (read, Part::Rows(*user_id))));
         }
+        damaged.into_iter().for_each(|(user_id, why)| self.set_inbox_aside(user_id, why));
+        let recovery = self.recovery.as_ref().expect("the caller looked");
         let mut marks: BTreeMap<ChatId, BTreeSet<UserId>> = BTreeMap::new();
         for (chat_id, chat) in &recovery.chats {
             let joined = chat.last.iter().flat_map(|last| &last.redo.joined);
@@ -335,46 +419,86 @@ impl Engine {
             }
         }
         reads.into_iter().for_each(|(read, part)| self.ask(read, part));
-        Ok(())
     }
 
-    /// What dead writers have on their way to the inboxes and marks in question loses from here on: their newest rows
-    /// are the own epoch's before anything is numbered again.
-    fn begin_fences(&mut self) -> Result<(), String> {
+    /// What is taken for real stands from here on, as it is stored: what a read found may have been on one replica. Rows
+    /// of inboxes keep their epochs, so that a part of this, which a read may leave somewhere, makes no ghost of the rest.
+    fn begin_standing(&mut self) {
         let epoch = self.epoch;
         let recovery = self.recovery.as_mut().expect("the caller looked");
-        recovery.stage = Stage::Fences;
+        recovery.stage = Stage::Standing;
         let mut fences: Vec<(Partition, Vec<Row>)> = Vec::new();
-        for (user_id, inbox) in &mut recovery.inboxes {
+        for (user_id, inbox) in &recovery.inboxes {
             let user_id = *user_id;
             if inbox.newest.is_empty() {
                 fences.push((Partition::InboxState { user_id }, vec![Row::InboxState { bucket: 0, epoch }]));
             }
             let mut rows: BTreeMap<u32, Vec<Row>> = BTreeMap::new();
-            for entry in std::mem::take(&mut inbox.newest) {
-                let row = Row::Entry { inbox_seq: entry.inbox_seq, row: entry.row, epoch };
-                rows.entry(inbox_bucket(entry.inbox_seq)).or_default().push(row);
+            for entry in &inbox.newest {
+                rows.entry(inbox_bucket(entry.inbox_seq)).or_default().push(entry.to_row(entry.epoch));
             }
             fences.extend(rows.into_iter().map(|(bucket, rows)| (Partition::Inbox { user_id, bucket }, rows)));
+        }
+        // A name that a dead writer has on its way must not come when the key of the name is another's.
+        for (user_id, row) in std::mem::take(&mut recovery.accounts) {
+            fences.extend(row.map(|row| (Partition::User { user_id }, vec![row])));
         }
         for (chat_id, marks) in std::mem::take(&mut recovery.marks) {
             let rows: Vec<_> = marks.into_iter().map(|(user_id, row)| Row::Mark { user_id, row }).collect();
             fences.extend(rows.chunks(MARKS_USERS_MAX).map(|rows| (Partition::Marks { chat_id }, rows.to_vec())));
         }
-        recovery.left = fences.len();
-        for (partition, rows) in fences {
-            self.put(partition, rows, Owner::Recover(Part::Fence));
+        self.put_all(fences);
+    }
+
+    /// What dead writers have on their way to the inboxes in question loses from here on, before anything is numbered
+    /// again: the head is the own epoch's. It is one row, so it is there or not.
+    fn begin_fences(&mut self) {
+        let epoch = self.epoch;
+        let recovery = self.recovery.as_mut().expect("the caller looked");
+        recovery.stage = Stage::Fences;
+        let mut fences = Vec::new();
+        for (user_id, inbox) in &mut recovery.inboxes {
+            let Some(head) = std::mem::take(&mut inbox.newest).pop() else { continue };
+            let partition = Partition::Inbox { user_id: *user_id, bucket: inbox_bucket(head.inbox_seq) };
+            fences.push((partition, vec![head.to_row(epoch)]));
         }
-        Ok(())
+        self.put_all(fences);
+    }
+
+    /// What is set aside is listed again, where it stays for the next taker: the other lists go.
+    fn begin_aside(&mut self) {
+        let set = self.options.set;
+        let recovery = self.recovery.as_mut().expect("the caller looked");
+        recovery.stage = Stage::Aside;
+        let keys: Vec<_> = std::mem::take(&mut recovery.aside).into_iter().map(Row::Work).collect();
+        if !keys.is_empty() {
+            recovery.slots.remove(&WORK_ASIDE);
+        }
+        let partition = Partition::Work { set, slot: WORK_ASIDE };
+        self.put_all(keys.chunks(ASIDE_ROWS_MAX).map(|keys| (partition.clone(), keys.to_vec())).collect());
+    }
+
+    fn put_all(&mut self, writes: Vec<(Partition, Vec<Row>)>) {
+        self.recovery.as_mut().expect("it writes while it lasts").left = writes.len();
+        for (partition, rows) in writes {
+            self.put(partition, rows, Owner::Recover(Part::Write));
+        }
     }
 
     /// Everything is read: entries that were never written get numbers, and all of it is one more group.
-    fn begin_writing(&mut self) -> Result<(), String> {
+    fn begin_writing(&mut self) {
         let recovery = self.recovery.as_mut().expect("the caller looked");
         recovery.stage = Stage::Writing;
         let mut plan = Plan::default();
         let mut entered: BTreeMap<ChatId, HashSet<(UserId, u64)>> = BTreeMap::new();
         let epoch = self.epoch;
+        let aside = &self.set_aside;
+        for (chat_id, chat) in &recovery.chats {
+            // Entries of an inbox that is set aside are left as they are, also in `redo`.
+            let named = chat.last.iter().flat_map(|last| last.redo.inboxes());
+            let left = named.filter(|(user_id, _)| aside.users.contains_key(user_id)).collect::<Vec<_>>();
+            entered.entry(*chat_id).or_default().extend(left);
+        }
         for (user_id, inbox) in &recovery.inboxes {
             let mut next = inbox.head_seq() + 1;
             for wanted in &inbox.wanted {
@@ -403,7 +527,7 @@ impl Engine {
                     let entered = entered.remove(&chat_id).unwrap_or_default();
                     let newest_seq = newest_seq(&chat.states);
                     self.recovered_appends += 1;
-                    plan.appends.push(planned(chat_id, last, chat.marked, entered, newest_seq)?);
+                    plan.appends.push(planned(chat_id, last, chat.marked, entered, newest_seq));
                 }
                 None => {
                     fact.slots = Some([Some(0), None]);
@@ -415,7 +539,6 @@ impl Engine {
         }
         self.flights.insert(0, Flight::default());
         self.plan(plan);
-        Ok(())
     }
 
     /// Everything of the dead writers is the own epoch's: their lists are not needed any more.
@@ -429,7 +552,7 @@ impl Engine {
         }
         for slot in slots {
             let partition = Partition::Work { set: self.options.set, slot };
-            self.write(partition, Change::Delete, Owner::Recover(Part::Delete));
+            self.write(partition, Change::Delete, Owner::Recover(Part::Write));
         }
     }
 
@@ -467,47 +590,17 @@ fn tail_from(newest_seq: u64) -> u64 {
     newest_seq.saturating_sub(APPEND_EVENTS_MAX as u64 - 1).max(bucket_first)
 }
 
-/// The last append of a log, given its newest rows. Only a whole one counts: dense, from the `seq` after
-/// `derived_through` to a row with `redo`. Parts of an append were at no quorum, so nothing was derived from them: they
-/// are left to be ghosts, and the whole append before them is the last one.
-fn last_append(chat_id: ChatId, mut rows: Vec<EventRow>, checkpoint_seq: u64) -> Result<Option<LastAppend>, String> {
-    while let Some(last) = rows.last() {
-        let (head, derived_through) = (last.event.seq, last.derived_through);
-        if head < checkpoint_seq {
-            break;
-        }
-        if derived_through >= head {
-            // Everything was derived before: the head alone is taken over.
-            return Ok(Some(LastAppend { rows: rows.split_off(rows.len() - 1), redo: Redo::default() }));
-        }
-        let first = rows.iter().position(|row| row.event.seq == derived_through + 1);
-        if let Some(first) = first.filter(|_| !last.redo.is_empty()) {
-            let redo = Redo::decode(&last.redo).map_err(|why| format!("chat {chat_id}: event {head}: {why}"))?;
-            return Ok(Some(LastAppend { rows: rows.split_off(first), redo }));
-        }
-        rows.retain(|row| row.event.seq <= derived_through);
-    }
-    match checkpoint_seq {
-        0 => Ok(None),
-        seq => Err(format!("chat {chat_id}: no whole append at its checkpoint {seq}")),
-    }
-}
-
 fn planned(
     chat_id: ChatId,
     last: LastAppend,
     marked: HashSet<UserId>,
     entered: HashSet<(UserId, u64)>,
     newest_seq: u64,
-) -> Result<PlannedAppend, String> {
+) -> PlannedAppend {
     let LastAppend { rows, redo } = last;
     let derived_through = rows.last().map_or(0, |row| row.derived_through);
-    let mut commands = Vec::with_capacity(redo.commands.len());
-    for command in &redo.commands {
-        let row = rows.iter().find(|row| row.event.seq == command.seq);
-        let row = row.ok_or_else(|| format!("chat {chat_id}: redo names event {}", command.seq))?;
-        commands.push(command.row(&row.event));
-    }
+    let event = |seq| rows.iter().find(|row| row.event.seq == seq);
+    let commands = redo.commands.iter().filter_map(|command| Some(command.row(&event(command.seq)?.event))).collect();
     let entry = |entry: &crate::cql::redo::RedoEntry| Entry {
         user_id: entry.user_id,
         inbox_seq: entry.inbox_seq,
@@ -524,5 +617,5 @@ fn planned(
         present: redo.present,
     };
     let joined = redo.joined.iter().map(|mark| mark.write(chat_id)).collect();
-    Ok(PlannedAppend { append, joined, marked, derived_through, entered, checkpoint_stands })
+    PlannedAppend { append, joined, marked, derived_through, entered, checkpoint_stands }
 }

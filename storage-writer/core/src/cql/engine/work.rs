@@ -35,6 +35,8 @@ pub(super) enum Waiter {
     Chat(ChatId),
     /// Marks of a member, and the entries of own state that tell of them.
     Mark(ChatId, UserId),
+    /// Rows of a user.
+    User(UserId),
 }
 
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! The head of a chat, and the checkpoint that fits it.
 
-use super::{Bounds, CqlView, Rows, ends_of, without_ghosts};
+use super::{Aside, Bounds, CqlView, Rows, ends_of};
+use crate::cql::engine::log_without_ghosts;
 use crate::cql::rows::{APPEND_EVENTS_MAX, ChatStateRow, EventRow, Partition, Read, Row, SenderRow, seq_bucket};
 use crate::store::ReadError;
 use parley_protocol::body::kind;
@@ -99,6 +100,9 @@ impl<R: Rows, B: Bounds> CqlView<R, B> {
 
     /// Nothing when the rows do not fit each other.
     fn look_at_chat(&self, chat_id: ChatId) -> Result<Option<ChatSight>, ReadError> {
+        if self.bounds.is_aside(Aside::Chat(chat_id)) {
+            return Err(ReadError::Damaged(format!("chat {chat_id} is set aside")));
+        }
         let states = self.states(chat_id)?;
         let mut bucket = first_bucket(&states);
         let mut top = event_rows(self.fetch(&newest_event(chat_id, bucket))?).next();
@@ -134,7 +138,7 @@ impl<R: Rows, B: Bounds> CqlView<R, B> {
     ) -> Result<Option<Option<Event>>, ReadError> {
         let Some(before) = ghost_asks(&top, states, self.bounds.epoch()) else { return Ok(Some(Some(top.event))) };
         let mut newest = if top.derived_through == 0 { found_empty(states).unwrap_or(0) } else { 0 };
-        if before != top.event.seq {
+        if newest <= top.epoch && before != top.event.seq {
             let Some(row) = self.event_row(chat_id, before)? else { return Ok(None) };
             newest = newest.max(row.epoch);
         }
@@ -143,15 +147,15 @@ impl<R: Rows, B: Bounds> CqlView<R, B> {
         }
         // The most that dead writers can leave above the head, and the head.
         let rows = self.tail(chat_id, top.event.seq)?;
-        let whole = rows.len() > APPEND_EVENTS_MAX || rows.first().is_some_and(|row| row.event.seq == 1);
-        let dense = rows.windows(2).all(|pair| pair[0].event.seq + 1 == pair[1].event.seq);
-        if !whole || !dense {
+        let first = top.event.seq.saturating_sub(APPEND_EVENTS_MAX as u64).max(1);
+        let before = if first == 1 { found_empty(states) } else { None };
+        let stand = log_without_ghosts(before, rows.iter().map(|row| row.epoch));
+        if stand == 0 && first > 1 {
             return Ok(None);
         }
-        let from_first = rows.first().is_some_and(|row| row.event.seq == 1);
-        let before = if from_first { found_empty(states) } else { None };
-        let stand = without_ghosts(before, rows.iter().map(|row| row.epoch));
-        if stand == 0 && !from_first {
+        // Ghosts may have holes: reads repair rows. What is durable has none.
+        let dense = rows.iter().zip(first..).take(stand).all(|(row, seq)| row.event.seq == seq);
+        if !dense {
             return Ok(None);
         }
         Ok(Some(rows.into_iter().take(stand).next_back().map(|row| row.event)))

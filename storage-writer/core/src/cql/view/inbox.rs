@@ -1,6 +1,6 @@
 //! The head of an inbox, and the entries up to it.
 
-use super::{Bounds, CqlView, Rows, without_ghosts};
+use super::{Aside, Bounds, CqlView, Rows, without_ghosts};
 use crate::cql::rows::{INBOX_BUCKET, INBOX_ROWS_MAX, Partition, Read, Row, inbox_bucket};
 use crate::store::{EntryRow, ReadError};
 use parley_protocol::UserId;
@@ -36,6 +36,9 @@ impl<R: Rows, B: Bounds> CqlView<R, B> {
 
     /// Nothing when the rows do not fit each other.
     fn look_at_inbox(&self, user_id: UserId) -> Result<Option<u64>, ReadError> {
+        if self.bounds.is_aside(Aside::Inbox(user_id)) {
+            return Err(ReadError::Damaged(format!("the inbox of {user_id} is set aside")));
+        }
         let state = self.fetch(&Read::All(Partition::InboxState { user_id }))?;
         let state = state.iter().find_map(|row| match row {
             Row::InboxState { bucket, epoch } => Some((*bucket, *epoch)),
@@ -64,21 +67,18 @@ impl<R: Rows, B: Bounds> CqlView<R, B> {
         }
         let Some(((first, _), (last, _))) = rows.first().copied().zip(rows.last().copied()) else { return Ok(None) };
         let whole = own || rows.len() == LOOKED_AT as usize || first == 1;
-        let dense = rows.windows(2).all(|pair| pair[0].0 + 1 == pair[1].0);
+        // A taker that found the inbox empty has said so there; later buckets are written by who fills them.
+        let before = state.filter(|(bucket, _)| *bucket == 0).map(|(_, epoch)| epoch);
+        let stand = if own { rows.len() } else { without_ghosts(before, rows.iter().map(|(_, epoch)| *epoch)) };
+        if stand == 0 {
+            return Ok(before.map(|_| 0));
+        }
+        // Ghosts may have holes: reads repair rows. What is durable has none.
+        let dense = rows[..stand].windows(2).all(|pair| pair[0].0 + 1 == pair[1].0);
         if !whole || !dense {
             return Ok(None);
         }
-        let head = if own {
-            last
-        } else {
-            // A taker that found the inbox empty has said so there; later buckets are written by who fills them.
-            let before = state.filter(|(bucket, _)| first == 1 && *bucket == 0).map(|(_, epoch)| epoch);
-            let stand = without_ghosts(before, rows.iter().map(|(_, epoch)| *epoch));
-            if stand == 0 && first != 1 {
-                return Ok(None);
-            }
-            first + stand as u64 - 1
-        };
+        let head = if own { last } else { first + stand as u64 - 1 };
         let in_flight = self.in_flight(|bounds| bounds.user(user_id));
         Ok(Some(in_flight.map_or(head, |number| head.min(number.saturating_sub(1)))))
     }
