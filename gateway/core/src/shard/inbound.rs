@@ -310,13 +310,10 @@ impl Shard {
             return self.refuse_command(conn, refusal(&reply), Some(chat_id), None, out);
         };
         for marked in list {
-            let fan = Arc::new(Fan::new(own_frame(marked.own)));
-            match marked.inbox_seq {
-                Some(inbox_seq) => {
-                    self.deliver(now, &fan, &[Target { user_id: marked.user_id, inbox_seq }], out);
-                }
-                // Nothing changed. A frame beside the stream could come after an own state that is newer.
-                None => {}
+            // Else nothing changed. A frame beside the stream could come after an own state that is newer.
+            if let Some(inbox_seq) = marked.inbox_seq {
+                let fan = Arc::new(Fan::new(own_frame(marked.own)));
+                self.deliver(now, &fan, &[Target { user_id: marked.user_id, inbox_seq }], out);
             }
         }
     }
