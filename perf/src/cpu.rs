@@ -1,8 +1,11 @@
-//! CPU time of processes over the measured window: user and system time from `/proc/PID/stat`, one's own from a clock.
+//! What the measured window costs: CPU time of processes, user and system, from `/proc/PID/stat` (one's own from a
+//! clock), and requests to the cluster from `/metrics`.
 
-use crate::report::{Cpu, Window};
+use crate::report::{Cost, Window};
+use crate::scrape;
 use rustix::param::clock_ticks_per_second;
 use rustix::time::{ClockId, clock_gettime};
+use std::net::SocketAddr;
 
 /// A process whose CPU time is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,24 +28,27 @@ fn parse_ticks(stat: &str) -> Option<u64> {
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
-/// The servers' processes.
+/// Where the servers say what they cost.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Probes {
     pub(crate) gateway: Option<Probe>,
     pub(crate) writer: Option<Probe>,
+    /// The admin endpoint of a storage-writer on a cluster.
+    pub(crate) cluster: Option<SocketAddr>,
 }
 
-fn own_us() -> u64 {
+pub(crate) fn own_us() -> u64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
 }
 
 impl Probes {
-    fn read(&self) -> Result<Cpu, String> {
-        Ok(Cpu {
+    fn read(&self) -> Result<Cost, String> {
+        Ok(Cost {
             gateway_us: self.gateway.map(Probe::cpu_us).transpose()?,
             writer_us: self.writer.map(Probe::cpu_us).transpose()?,
             generator_us: own_us(),
+            cql: self.cluster.map(scrape::requests).transpose()?,
         })
     }
 }
@@ -52,8 +58,8 @@ impl Probes {
 pub(crate) struct Meter {
     probes: Probes,
     window: Window,
-    start: Option<Cpu>,
-    end: Option<Cpu>,
+    start: Option<Cost>,
+    end: Option<Cost>,
 }
 
 impl Meter {
@@ -74,7 +80,7 @@ impl Meter {
 
     /// When it wants to read next.
     pub(crate) fn next_ns(&self) -> u64 {
-        match (self.start, self.end) {
+        match (&self.start, &self.end) {
             (None, _) => self.window.start_ns,
             (Some(_), None) => self.window.end_ns,
             _ => u64::MAX,
@@ -82,15 +88,16 @@ impl Meter {
     }
 
     /// What the window cost.
-    pub(crate) fn finish(self) -> Result<Cpu, String> {
+    pub(crate) fn finish(self) -> Result<Cost, String> {
         let (Some(start), Some(end)) = (self.start, self.end) else {
             return Err("the run ended before its window".to_owned());
         };
         let between = |start: Option<u64>, end: Option<u64>| Some(end?.saturating_sub(start?));
-        Ok(Cpu {
+        Ok(Cost {
             gateway_us: between(start.gateway_us, end.gateway_us),
             writer_us: between(start.writer_us, end.writer_us),
             generator_us: end.generator_us.saturating_sub(start.generator_us),
+            cql: start.cql.zip(end.cql).map(|(start, end)| scrape::between(&start, &end)),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! Load generator for Parley: drives a gateway over WebSocket, checks what it promises, and prints what it costs.
 
+mod cluster;
 mod cpu;
 mod direct;
 mod frames;
@@ -9,8 +10,10 @@ mod login;
 mod net;
 mod report;
 mod schedule;
+mod scrape;
 mod spawn;
 mod tokens;
+mod writer;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use cpu::{Probe, Probes};
@@ -30,6 +33,8 @@ Examples:
     cargo run --release -p perf -- direct --spawn --connections 10000 --rate 30000 --seconds 60
   A closed loop: 1,000 users with 16 messages in flight each
     cargo run --release -p perf -- direct --spawn --users 1000 --window 16 --seconds 30
+  Rows in a Cassandra node that is started for the run (--contact HOST:PORT: in a cluster that runs)
+    cargo run --release -p perf -- direct --spawn --store scylla --users 200 --window 4 --seconds 30
   What an attacker can do to the others: the p99 of an honest load alone and beside each attack
     cargo run --release -p perf -- hostile --spawn
   Against a server that runs (`parley up`, its data in ./data)
@@ -53,6 +58,9 @@ enum Command {
     /// The p99 of an honest load, alone and beside each kind of attack.
     #[command(after_help = hostile::args::EXAMPLES)]
     Hostile(hostile::args::HostileArgs),
+    /// A storage-writer on a CQL cluster beside a bare loop over the driver, and what a message costs in requests.
+    #[command(after_help = writer::EXAMPLES)]
+    Writer(writer::WriterArgs),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -127,6 +135,8 @@ struct DirectArgs {
     /// A directory with a gateway.toml or a storage-writer.toml for the spawned servers.
     #[arg(long, value_name = "DIR", requires = "spawn")]
     config: Option<PathBuf>,
+    #[command(flatten)]
+    store: cluster::StoreArgs,
     /// Address of a running gateway.
     #[arg(long, default_value = "ws://127.0.0.1:7400/ws")]
     url: String,
@@ -221,12 +231,16 @@ impl DirectArgs {
         let stop = stop_on_signals()?;
         // Without it every short sleep is 50 us longer.
         let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1_000));
+        // In this order: the servers end first, then their keyspace goes, then the cluster that was started for it.
+        let cluster = self.store.cluster(self.spawn)?;
+        let keyspace = cluster.as_ref().map(cluster::Cluster::keyspace).transpose()?;
         if self.spawn {
             let options = spawn::Options {
                 driver: self.driver.name(),
                 shards: self.shards,
                 data: self.data.clone(),
                 config: self.config.clone(),
+                keyspace: keyspace.as_ref().map(|keyspace| keyspace.0.clone()),
             };
             let servers = spawn::Servers::start(&options)?;
             let tokens = tokens::Tokens::load(&servers.data)?;
@@ -235,7 +249,7 @@ impl DirectArgs {
         }
         let tokens = tokens::Tokens::load(&self.data.clone().unwrap_or_else(|| PathBuf::from("data")))?;
         let probe = |pid: Option<u32>| pid.map(|pid| Probe { pid });
-        let probes = Probes { gateway: probe(self.gateway_pid), writer: probe(self.writer_pid) };
+        let probes = Probes { gateway: probe(self.gateway_pid), writer: probe(self.writer_pid), cluster: None };
         direct::run(&self.settings(Url::parse(&self.url)?, self.driver.name(), probes, stop)?, &tokens)
     }
 }
@@ -259,6 +273,7 @@ fn main() -> ExitCode {
             eprint!("{}", report.table());
             finish(&report, &report.broken)
         }),
+        Command::Writer(args) => args.run().map(|report| finish(&report, &report.broken)),
     };
     done.unwrap_or_else(|error| {
         eprintln!("perf: {error}");
@@ -283,7 +298,7 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent_and_takes_the_documented_calls() {
         Cli::command().debug_assert();
-        let examples = EXAMPLES.lines().chain(hostile::args::EXAMPLES.lines());
+        let examples = EXAMPLES.lines().chain(hostile::args::EXAMPLES.lines()).chain(writer::EXAMPLES.lines());
         for line in examples.filter_map(|line| line.trim().split_once(" -p perf -- ")) {
             assert!(Cli::try_parse_from(["perf"].into_iter().chain(line.1.split(' '))).is_ok(), "{}", line.1);
         }

@@ -1,8 +1,10 @@
 //! Latencies and counts of the measured window, and the one line of JSON at the end.
 
 use crate::ledger::{Audit, Counts};
+use crate::scrape::Requests;
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// A run longer than this per message counts as this long.
 const LATENCY_US_MAX: u64 = 600_000_000;
@@ -102,12 +104,13 @@ impl Measures {
     }
 }
 
-/// CPU time of the window, microseconds; `None` where it is not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Cpu {
+/// CPU time of the window, microseconds, and its requests; `None` where it is not known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Cost {
     pub(crate) gateway_us: Option<u64>,
     pub(crate) writer_us: Option<u64>,
     pub(crate) generator_us: u64,
+    pub(crate) cql: Option<Requests>,
 }
 
 /// The last line. Names and units are a contract: `docs/SPECIFICATION.md` quotes them.
@@ -150,6 +153,11 @@ pub(crate) struct Report {
     /// Acknowledged messages that the history lacks or has elsewhere; absent without `--verify-history`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) history_missing: Option<u64>,
+    /// Requests to the cluster but those for the lease, marks and all, per message; absent without a cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cql_requests_per_message: Option<f64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    cql_requests_per_message_by_kind: BTreeMap<String, f64>,
 }
 
 /// Counts that are neither the ledger's nor latencies.
@@ -164,14 +172,18 @@ pub(crate) struct Extra {
 }
 
 impl Report {
-    pub(crate) fn new(measures: &Measures, counts: Counts, audit: Audit, cpu: Cpu, extra: Extra) -> Self {
+    pub(crate) fn new(measures: &Measures, counts: Counts, audit: Audit, cost: Cost, extra: Extra) -> Self {
         let seconds = measures.window.seconds();
         let mut latency = histogram();
         for third in &measures.thirds {
             latency.add(third).expect("the bounds are the same");
         }
-        let each = |us: u64| (measures.completed > 0).then(|| round(us as f64 / measures.completed as f64));
+        let each = |sum: u64| (measures.completed > 0).then(|| round(sum as f64 / measures.completed as f64));
+        let cql = cost.cql.unwrap_or_default();
+        let by_kind = cql.iter().filter_map(|(kind, count)| Some((kind.clone(), each(*count)?)));
         Self {
+            cql_requests_per_message: each(cql.values().sum()).filter(|_| !cql.is_empty()),
+            cql_requests_per_message_by_kind: by_kind.collect(),
             offered_per_s: round(measures.offered as f64 / seconds),
             messages_per_s: round(measures.completed as f64 / seconds),
             latency_ms_p50: percentile_ms(&latency, 50.0),
@@ -181,9 +193,9 @@ impl Report {
             ack_ms_p99: percentile_ms(&measures.ack, 99.0),
             lost: audit.lost,
             duplicated: counts.duplicated,
-            gateway_cpu_us_per_message: cpu.gateway_us.and_then(each),
-            writer_cpu_us_per_message: cpu.writer_us.and_then(each),
-            generator_cpu_us_per_message: each(cpu.generator_us),
+            gateway_cpu_us_per_message: cost.gateway_us.and_then(each),
+            writer_cpu_us_per_message: cost.writer_us.and_then(each),
+            generator_cpu_us_per_message: each(cost.generator_us),
             driver: extra.driver,
             latency_ms_p99_first_third: percentile_ms(&measures.thirds[0], 99.0),
             latency_ms_p99_last_third: percentile_ms(&measures.thirds[2], 99.0),
@@ -254,10 +266,13 @@ mod tests {
         }
         measures.sent(4_000 * ms, 4_000 * ms);
         let counts = Counts { sent: 5, ..Counts::default() };
-        let cpu = Cpu { gateway_us: Some(30), writer_us: None, generator_us: 6 };
-        let report = Report::new(&measures, counts, Audit::default(), cpu, Extra::default());
+        let cql = Some([("write_events".to_owned(), 3), ("read_commands".to_owned(), 6)].into());
+        let cost = Cost { gateway_us: Some(30), writer_us: None, generator_us: 6, cql };
+        let report = Report::new(&measures, counts, Audit::default(), cost, Extra::default());
         assert_eq!((report.offered_per_s, report.messages_per_s), (1.0, 1.0));
         assert_eq!((report.gateway_cpu_us_per_message, report.writer_cpu_us_per_message), (Some(10.0), None));
+        assert_eq!(report.cql_requests_per_message, Some(3.0));
+        assert_eq!(report.cql_requests_per_message_by_kind["read_commands"], 2.0);
         let near = |value: f64, expected: f64| (value - expected).abs() < 0.05;
         assert!(near(report.latency_ms_p99_first_third, 10.0) && near(report.latency_ms_p99_last_third, 30.0));
         assert!(near(report.latency_ms_p50, 20.0) && near(report.ack_ms_p50, 5.0));
@@ -268,7 +283,7 @@ mod tests {
     fn the_line_has_every_promised_name() {
         let measures = Measures::new(WINDOW);
         let audit = Audit { lost: 2, ..Audit::default() };
-        let report = Report::new(&measures, Counts::default(), audit, Cpu::default(), Extra::default());
+        let report = Report::new(&measures, Counts::default(), audit, Cost::default(), Extra::default());
         let line = serde_json::to_string(&report).unwrap();
         assert!(!line.contains('\n'));
         let value: serde_json::Value = serde_json::from_str(&line).unwrap();

@@ -6,10 +6,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
+use storage_writer::store::scylla::ClusterOptions;
 
 /// A server says that it is ready within this.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
@@ -27,6 +29,8 @@ pub(crate) struct Options {
     /// Kept after the run if given; else a directory that is removed.
     pub(crate) data: Option<PathBuf>,
     pub(crate) config: Option<PathBuf>,
+    /// Rows go there instead of the data directory.
+    pub(crate) keyspace: Option<ClusterOptions>,
 }
 
 /// The running servers. Dropping it ends them.
@@ -39,13 +43,15 @@ pub(crate) struct Servers {
     pub(crate) url: String,
     /// The gateway's own word on its driver, or what was asked for.
     pub(crate) driver: String,
+    /// The storage-writer's admin endpoint, if it is asked for its requests.
+    cluster: Option<SocketAddr>,
     _directory: Option<tempfile::TempDir>,
 }
 
 impl Servers {
     pub(crate) fn probes(&self) -> Probes {
         let probe = |server: &Server| Some(Probe { pid: server.child.id() });
-        Probes { gateway: probe(&self.gateway), writer: probe(&self.writer) }
+        Probes { gateway: probe(&self.gateway), writer: probe(&self.writer), cluster: self.cluster }
     }
 
     /// Builds and starts both.
@@ -71,7 +77,14 @@ impl Servers {
         }
         let mut writer_args = vec![OsString::from("storage-writer")];
         writer_args.extend(common.iter().cloned());
-        let (writer, _) = Server::start(&program, "storage-writer", &writer_args, &data)?;
+        if let Some(keyspace) = &options.keyspace {
+            let contact = keyspace.contact();
+            let flags = ["--store", "scylla", "--contact", &contact, "--keyspace", &keyspace.keyspace];
+            writer_args.extend(flags.iter().map(OsString::from));
+        }
+        let (writer, writer_said) = Server::start(&program, "storage-writer", &writer_args, &data)?;
+        let admin = find_admin(&writer_said).ok_or("the storage-writer did not say where its metrics are");
+        let cluster = options.keyspace.as_ref().map(|_| admin).transpose()?;
         let mut gateway_args = vec![OsString::from("gateway")];
         gateway_args.extend(common);
         for arg in ["--listen", "127.0.0.1:0", "--driver", &options.driver] {
@@ -83,7 +96,7 @@ impl Servers {
         let (gateway, said) = Server::start(&program, "gateway", &gateway_args, &data)?;
         let url = find_url(&said).ok_or_else(|| format!("the gateway's ready line has no ws:// address: {said:?}"))?;
         let driver = find_driver(&said).unwrap_or(&options.driver).to_owned();
-        Ok(Self { gateway, writer, data, url, driver, _directory: directory })
+        Ok(Self { gateway, writer, data, url, driver, cluster, _directory: directory })
     }
 }
 
@@ -111,6 +124,12 @@ fn build() -> Result<PathBuf, String> {
 fn find_url(said: &[String]) -> Option<String> {
     let word = |line: &String| line.split_ascii_whitespace().find(|word| word.starts_with("ws://")).map(str::to_owned);
     said.iter().rev().find_map(word)
+}
+
+/// The address of the admin endpoint, in its line.
+fn find_admin(said: &[String]) -> Option<SocketAddr> {
+    let line = said.iter().find(|line| line.starts_with("admin"))?;
+    line.split_once("http://")?.1.split_once('/')?.0.parse().ok()
 }
 
 /// What follows the word `driver` in what the gateway said.
@@ -229,10 +248,12 @@ mod tests {
     #[test]
     fn a_server_is_waited_for_until_it_is_ready_and_ended_by_its_pid() {
         let data = tempfile::tempdir().unwrap();
-        let script = "echo 'driver = epoll'; echo 'ready ws://127.0.0.1:7/ws'; exec sleep 600";
+        let script = "echo 'driver = epoll'; echo 'admin    http://127.0.0.1:8/metrics  /readyz'; \
+                      echo 'ready ws://127.0.0.1:7/ws'; exec sleep 600";
         let (mut server, said) = sh(script, data.path()).unwrap();
         assert_eq!(find_url(&said).as_deref(), Some("ws://127.0.0.1:7/ws"));
         assert_eq!(find_driver(&said), Some("epoll"));
+        assert_eq!(find_admin(&said), Some("127.0.0.1:8".parse().unwrap()));
         assert!(matches!(server.child.try_wait(), Ok(None)));
         server.end();
         assert!(matches!(server.child.try_wait(), Ok(Some(_))));

@@ -5,7 +5,7 @@ use crate::cpu::{Meter, Probes};
 use crate::frames::Encoder;
 use crate::login::{self, login};
 use crate::net::{Clock, Net, Stop, Url};
-use crate::report::{Cpu, Extra, Measures, Report, Window, percentile_ms};
+use crate::report::{Cost, Extra, Measures, Report, Window, percentile_ms};
 use crate::schedule::Schedule;
 use crate::tokens::Tokens;
 use parley_protocol::wire::Encoding;
@@ -74,7 +74,7 @@ pub(crate) fn run(settings: &Settings, tokens: &Tokens) -> Result<Report, String
     };
     let measures = Measures::new(Window { start_ns: window_ns, end_ns });
     let mut direct = Direct::new(&encoder, settings, clock, &users, load, measures)?;
-    let cpu = drive(&mut net, &mut direct, settings, end_ns)?;
+    let cost = drive(&mut net, &mut direct, settings, end_ns)?;
 
     // What never arrived took at least until now: percentiles over survivors only would flatter an overloaded server.
     let now_ns = clock.now_ns();
@@ -101,12 +101,12 @@ pub(crate) fn run(settings: &Settings, tokens: &Tokens) -> Result<Report, String
     if direct.foreign > 0 {
         eprintln!("{} frames belong to messages of other runs, and were left out", direct.foreign);
     }
-    Ok(Report::new(&direct.measures, direct.ledger.counts(), direct.ledger.audit(), cpu, extra))
+    Ok(Report::new(&direct.measures, direct.ledger.counts(), direct.ledger.audit(), cost, extra))
 }
 
 /// The loop: send what is due, serve what is ready, wait for the earlier of both. Ends when all that was sent is
 /// settled, or the drain time is over.
-fn drive(net: &mut Net, direct: &mut Direct<'_>, settings: &Settings, end_ns: u64) -> Result<Cpu, String> {
+fn drive(net: &mut Net, direct: &mut Direct<'_>, settings: &Settings, end_ns: u64) -> Result<Cost, String> {
     let io = |error: std::io::Error| error.to_string();
     let mut meter = Meter::new(settings.probes, direct.measures.window);
     let mut progress = Progress::new(net.clock.now_ns());

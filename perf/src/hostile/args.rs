@@ -137,6 +137,7 @@ impl HostileArgs {
                 shards: self.shards,
                 data: self.data.clone(),
                 config: self.config.clone(),
+                keyspace: None,
             };
             let servers = spawn::Servers::start(&options)?;
             let tokens = tokens::Tokens::load(&servers.data)?;
@@ -144,7 +145,7 @@ impl HostileArgs {
             return hostile::run(&self.settings(url, servers.driver.clone(), servers.probes(), stop), &tokens);
         }
         let tokens = tokens::Tokens::load(&self.data.clone().unwrap_or_else(|| PathBuf::from("data")))?;
-        let probes = Probes { gateway: self.gateway_pid.map(|pid| Probe { pid }), writer: None };
+        let probes = Probes { gateway: self.gateway_pid.map(|pid| Probe { pid }), ..Probes::default() };
         hostile::run(&self.settings(Url::parse(&self.url)?, self.driver.name(), probes, stop), &tokens)
     }
 }
