@@ -295,9 +295,6 @@ fn agreement(gateway: &Gateway, writer: &StorageWriter, findings: &mut Vec<Findi
     }
 }
 
-/// Reads side by side below which readers wait for the cluster rather than work.
-const CLUSTER_READERS_MIN: u16 = 4;
-
 fn cluster(writer: &StorageWriter, findings: &mut Vec<Finding>) {
     if writer.store != Engine::Scylla {
         return;
@@ -311,13 +308,6 @@ fn cluster(writer: &StorageWriter, findings: &mut Vec<Finding>) {
     }
     if has(&options.password_file) && !has(&options.tls_ca) {
         let text = "the password of scylla.user goes over the network as it is: set scylla.tls_ca".to_owned();
-        find(Severity::Warning, text);
-    }
-    if writer.readers.threads < CLUSTER_READERS_MIN {
-        let text = format!(
-            "readers.threads = {}: each waits for the cluster with every read; set it to 16, say",
-            writer.readers.threads
-        );
         find(Severity::Warning, text);
     }
 }

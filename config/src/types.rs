@@ -274,7 +274,8 @@ pub struct StorageWriter {
     pub admin: SocketAddr,
     /// Engine: "embedded" (this machine's disk) or "scylla" (a cluster of ScyllaDB or Cassandra).
     pub store: Engine,
-    /// Number of this writer in its ids, 0 to 1023; no two writers that run at once share one.
+    /// Number of this writer in its ids, 0 to 1023. Writers of one cluster that take over from each other may share it:
+    /// one is active, and ids begin above what the one before had reserved. Writers of different stores may not.
     pub worker: u16,
     /// `[commit]`
     pub commit: Commit,
@@ -304,7 +305,7 @@ pub struct Commit {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Readers {
-    /// Threads.
+    /// Threads. With store = "scylla" at least 16: each waits for the cluster most of its time.
     pub threads: u16,
     /// Reads that wait; more are refused.
     pub queue_max: u32,

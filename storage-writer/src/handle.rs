@@ -140,7 +140,8 @@ impl Opened {
         let address = address.to_string_lossy().into_owned();
         let metrics = (cluster.clone(), planner.clone());
         let store = ScyllaStore::open(scylla.clone(), options.writer.worker, address, metrics, waker);
-        let store = store.map_err(Error::Cluster)?;
+        let mut store = store.map_err(Error::Cluster)?;
+        store.lock_directory(&options.data_dir).map_err(Error::Store)?;
         let sight = Arc::new(store.sight());
         let show = Arc::new(move |out: &mut String| {
             cluster.show(out);

@@ -84,7 +84,7 @@ impl Shell {
         epoll::add(&epoll, &*shared.wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         Ok(Self {
             writer: Writer::new(options.writer.clone()),
-            standing: Standing::Standby { active: String::new() },
+            standing: Standing::Standby { active: String::new(), trouble: String::new() },
             term: None,
             options,
             shared,
@@ -151,6 +151,9 @@ impl Shell {
     /// Sees whether this process may still act for the store, and follows: a new time of being active has a writer that
     /// knows nothing of the one before, and whatever was to leave without it is dropped with its link.
     fn look_at_standing(&mut self) {
+        if let Some(what) = self.store.broken() {
+            self.halted.get_or_insert(HaltReason::Broken(what));
+        }
         let standing = self.store.standing(boot_ms());
         if standing == self.standing {
             return;
@@ -175,7 +178,7 @@ impl Shell {
             Standing::Active { epoch, .. } if *epoch > 0 => tracing::info!(epoch, "this writer is active"),
             Standing::Active { .. } => {}
             Standing::Suspended { reason } => tracing::warn!("the links are cut: {reason}"),
-            Standing::Standby { active } => tracing::info!(active, "this writer stands by"),
+            Standing::Standby { active, trouble } => tracing::info!(active, trouble, "this writer stands by"),
         }
         if !matches!(standing, Standing::Active { .. }) {
             for id in self.links.keys().copied().collect::<Vec<_>>() {
@@ -309,7 +312,7 @@ impl Shell {
     /// Tells a gateway that this writer is not the one, and closes the link.
     fn send_elsewhere(&mut self, id: LinkId) {
         let active = match &self.standing {
-            Standing::Standby { active } => active.clone(),
+            Standing::Standby { active, .. } => active.clone(),
             _ => String::new(),
         };
         self.send(id, &ToGateway::NotActive { active });
@@ -490,10 +493,11 @@ impl Shell {
         match &self.standing {
             Standing::Active { .. } => {}
             Standing::Suspended { reason } => (status.ready, status.reason) = (false, Some(reason.clone())),
-            Standing::Standby { active } => {
-                let words = match active.as_str() {
-                    "" => "standing by: the lease is being taken, or waited out".to_owned(),
-                    active => format!("standing by: {active} is active"),
+            Standing::Standby { active, trouble } => {
+                let words = match (active.as_str(), trouble.as_str()) {
+                    ("", "") => "standing by: the lease is being taken, or waited out".to_owned(),
+                    (active, "") => format!("standing by: {active} is active"),
+                    (_, trouble) => format!("standing by: the cluster does not answer for the lease: {trouble}"),
                 };
                 (status.ready, status.reason) = (false, Some(words));
             }

@@ -11,6 +11,10 @@ pub(crate) trait Tier: Store + Send {
     fn standing(&mut self, now_ms: u64) -> Standing;
     /// When [`Store::completions`] wants to be called, on that clock, if nothing wakes it before.
     fn next_timer(&self) -> Option<u64>;
+    /// Why the process must end, though nobody asked it for anything.
+    fn broken(&self) -> Option<String> {
+        None
+    }
     /// Everything taken is answered and the process ends: another may act at once. Waits a bounded time.
     fn give_back(&mut self) {}
 }
@@ -34,8 +38,10 @@ pub(crate) enum Standing {
     },
     /// Another is.
     Standby {
-        /// Where it listens, if that is known.
+        /// Where it listens; empty when that is not known.
         active: String,
+        /// Why the last request for the lease has no answer; empty when it has.
+        trouble: String,
     },
 }
 

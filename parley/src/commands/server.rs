@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 use storage_writer::Handle as Writer;
+use storage_writer::store::scylla::OpenError;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -34,6 +35,8 @@ const READY_PATIENCE: Duration = Duration::from_secs(5);
 const CLUSTER_COMMITS_MAX: usize = 8;
 /// Threads that answer reads from a cluster, at least: each waits for its own read, most of the time.
 const CLUSTER_READERS_MIN: usize = 16;
+/// Between two attempts to reach a cluster at the start.
+const CLUSTER_RETRY: Duration = Duration::from_secs(2);
 /// Name of the storage-writer's socket in the data directory.
 const SOCKET_FILE: &str = "writer.sock";
 
@@ -294,7 +297,7 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
     writer.chats_cached_max = config.limits.chats_cached_max as usize;
     writer.users_cached_max = config.limits.users_cached_max as usize;
     writer.sync_backlog_max = configuration.gateway.config.session.sync_backlog_max;
-    let writer = Arc::new(storage_writer::run(options).map_err(|error| Failure::of(&error))?);
+    let writer = Arc::new(run_writer(&options, signals)?);
     // A full disk is no reason to end: it recovers when there is room, and says so until then.
     let until = Instant::now() + READY_PATIENCE;
     let starting = || writer.failure().is_none() && !writer.status().ready && Instant::now() < until;
@@ -308,6 +311,23 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
                 tracing::warn!("the storage-writer takes no commands yet: {reason}");
             }
             Ok(writer)
+        }
+    }
+}
+
+/// Starts the storage-writer. A cluster that is away comes back: it is waited for, and the log says so.
+fn run_writer(options: &storage_writer::Options, signals: &Signals) -> Result<Writer, Failure> {
+    loop {
+        match storage_writer::run(options.clone()) {
+            Err(error @ storage_writer::Error::Cluster(OpenError::Unreachable { .. })) => {
+                let why = Failure::of(&error).what;
+                tracing::warn!("{why}; trying again in {} s", CLUSTER_RETRY.as_secs());
+                let until = Instant::now() + CLUSTER_RETRY;
+                if signals.wait_while(|| Instant::now() < until) {
+                    return Err(Failure::new("a signal came during the start".to_owned()));
+                }
+            }
+            started => return started.map_err(|error| Failure::of(&error)),
         }
     }
 }

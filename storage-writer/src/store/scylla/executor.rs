@@ -144,8 +144,12 @@ impl Executor {
 
     /// Asks of the row of the lease of a set. The answer, under this `id`, is among the [`Executor::answers`] later.
     pub fn ask(&self, id: AskId, set: u16, ask: LeaseAsk) {
-        assert!(self.shared.asks.fetch_add(1, AcqRel) < ASKS_MAX, "asks of a lease without an end");
         let shared = self.shared.clone();
+        if self.shared.asks.fetch_add(1, AcqRel) >= ASKS_MAX {
+            let answer = LeaseAnswer::Unknown("too many requests for the lease have no answer".to_owned());
+            shared.answers.lock().expect("no holder panics").push((id, Ok(answer), Duration::ZERO));
+            return (shared.waker)();
+        }
         self.handle.spawn(async move {
             let _guard = PanicEndsProcess("cql");
             let sent = Instant::now();
@@ -223,12 +227,14 @@ pub struct ClusterReader {
 impl ClusterReader {
     /// Reads, and waits.
     pub fn read(&self, read: &Read) -> StatementResult {
-        self.handle.block_on(self.shared.read(read))
+        let (shared, read) = (self.shared.clone(), read.clone());
+        // On the driver's own thread: its timers end with it, and whoever waited for one of them would panic.
+        let task = self.handle.spawn(async move { shared.read(&read).await });
+        self.handle.block_on(task).unwrap_or_else(|_| gone())
     }
 
     /// Reads side by side, and waits for all; results are in the order of the reads.
     pub fn read_many(&self, reads: &[Read]) -> Vec<StatementResult> {
-        let gone = || Err(StatementError::Unknown("the driver has ended".to_owned()));
         let mut results: Vec<StatementResult> = reads.iter().map(|_| gone()).collect();
         self.handle.block_on(async {
             let mut tasks = JoinSet::new();
@@ -250,6 +256,11 @@ impl ClusterReader {
         });
         results
     }
+}
+
+/// The executor was dropped meanwhile.
+fn gone() -> StatementResult {
+    Err(StatementError::Unknown("the driver has ended".to_owned()))
 }
 
 impl Shared {

@@ -6,13 +6,15 @@ use super::error::OpenError;
 use super::executor::{AskResult, ClusterReader, Executor, Timed};
 use super::metrics::{ClusterMetrics, PlannerMetrics};
 use super::sight::{ClusterSight, Flying};
-use crate::store::embedded::Waker;
+use crate::store::embedded::files::DirectoryLock;
+use crate::store::embedded::{self, Waker};
 use crate::tier::{Standing, Tier, boot_ms};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use storage_core::cql::engine::{Engine, EngineOptions};
+use storage_core::cql::engine::{Engine, EngineOptions, EngineStatus};
 use storage_core::cql::lease::{Lease, LeaseAnswer, LeaseOptions, LeaseState};
-use storage_core::cql::rows::StatementResult;
+use storage_core::cql::rows::{StatementError, StatementResult};
 use storage_core::cql::view::{CqlView, WriterBounds};
 use storage_core::store::{OpId, Store, StoreRequest, StoreResult};
 
@@ -35,8 +37,9 @@ impl Default for ScyllaOptions {
 
 /// How long a stop waits for the lease to be given back: a standby that is not told waits it out.
 const GIVE_BACK_MS: u64 = 1_000;
-/// Bits of a statement's number that the planner counts; those above name the planner.
+/// Bits of a number that the planner, or the lease, counts; those above name the planner or the lease.
 const STATEMENT_BITS: u32 = 40;
+const STATEMENT_MASK: u64 = (1 << STATEMENT_BITS) - 1;
 
 /// A planner, for as long as the lease is held.
 struct Term {
@@ -50,6 +53,10 @@ pub struct ScyllaStore {
     options: ScyllaOptions,
     lease_options: LeaseOptions,
     lease: Lease,
+    /// Counts the leases: an answer to an earlier one is of no use to a later one.
+    leases: u64,
+    /// What the cluster will not do for the lease, however often it is asked.
+    broken: Option<String>,
     term: Option<Term>,
     /// Counts the planners: what an earlier one asked for is of no use to a later one.
     terms: u64,
@@ -57,6 +64,8 @@ pub struct ScyllaStore {
     metrics: Arc<PlannerMetrics>,
     results: Vec<Timed<StatementResult>>,
     answers: Vec<Timed<AskResult>>,
+    /// No other process uses the directory: two with one socket would take it from each other. Held, never looked at.
+    directory: Option<DirectoryLock>,
 }
 
 impl ScyllaStore {
@@ -77,13 +86,22 @@ impl ScyllaStore {
             options,
             lease_options,
             lease,
+            leases: 1,
+            broken: None,
             term: None,
             terms: 0,
             flying: Arc::default(),
             metrics,
             results: Vec::new(),
             answers: Vec::new(),
+            directory: None,
         })
+    }
+
+    /// Keeps every other process out of the directory with the socket.
+    pub(crate) fn lock_directory(&mut self, dir: &Path) -> Result<(), embedded::OpenError> {
+        self.directory = Some(DirectoryLock::take(dir)?);
+        Ok(())
     }
 
     /// What a read sees now, for one answer; none while this process is not the sequencer.
@@ -110,7 +128,7 @@ impl ScyllaStore {
         if let Some(Term { engine, .. }) = &mut self.term {
             for (id, result, _) in results.drain(..) {
                 if id >> STATEMENT_BITS == self.terms {
-                    engine.handle_result(now_ms, id & ((1 << STATEMENT_BITS) - 1), result);
+                    engine.handle_result(now_ms, id & STATEMENT_MASK, result);
                 }
             }
             engine.handle_timer(now_ms);
@@ -120,21 +138,42 @@ impl ScyllaStore {
         self.send();
     }
 
-    /// Asks for the lease and follows what comes of it.
-    fn hold(&mut self) {
+    /// Takes the lease's answers, and asks for it.
+    fn ask_for_lease(&mut self) {
         let mut answers = std::mem::take(&mut self.answers);
         self.executor.answers(&mut answers);
         for (id, answer, _) in answers.drain(..) {
-            let answer = answer.unwrap_or_else(|error| {
-                tracing::error!(?error, "the cluster does not answer for the lease");
-                LeaseAnswer::Unknown(format!("{error:?}"))
-            });
-            self.lease.handle(boot_ms(), id, answer);
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(StatementError::Unknown(what)) => LeaseAnswer::Unknown(what),
+                Err(StatementError::Refused(what) | StatementError::Damaged(what)) => {
+                    self.broken.get_or_insert_with(|| format!("the row of the lease: {what}"));
+                    LeaseAnswer::Unknown(what)
+                }
+            };
+            if id >> STATEMENT_BITS == self.leases {
+                self.lease.handle(boot_ms(), id & STATEMENT_MASK, answer);
+            }
         }
         self.answers = answers;
         while let Some((id, ask)) = self.lease.poll(boot_ms()) {
-            self.executor.ask(id, self.options.engine.set, ask);
+            debug_assert!(id >> STATEMENT_BITS == 0);
+            self.executor.ask(self.leases << STATEMENT_BITS | id, self.options.engine.set, ask);
         }
+    }
+
+    /// Another has the lease, or nobody: nothing of this time of being active is of use any more.
+    fn end_term(&mut self) {
+        self.flying.set_lease(0);
+        if self.term.take().is_some() {
+            self.flying.replace(None);
+            self.metrics.set(&EngineStatus::default());
+        }
+    }
+
+    /// Asks for the lease and follows what comes of it.
+    fn hold(&mut self) {
+        self.ask_for_lease();
         match self.lease.state(boot_ms()) {
             LeaseState::Held { epoch, valid_until, .. } => {
                 if self.term.as_ref().is_none_or(|term| term.epoch != epoch) {
@@ -152,16 +191,11 @@ impl ScyllaStore {
                 }
             }
             LeaseState::Lost => {
-                self.term = None;
-                self.flying.replace(None);
-                self.flying.set_lease(0);
+                self.end_term();
+                self.leases += 1;
                 self.lease = new_lease(&self.lease_options);
             }
-            LeaseState::Watching { .. } | LeaseState::Taking | LeaseState::WaitingOut { .. } => {
-                self.term = None;
-                self.flying.replace(None);
-                self.flying.set_lease(0);
-            }
+            LeaseState::Watching { .. } | LeaseState::Taking | LeaseState::WaitingOut { .. } => self.end_term(),
         }
     }
 
@@ -225,8 +259,15 @@ impl Tier for ScyllaStore {
                 let cause = if error.is_empty() { "it was not renewed in time" } else { error };
                 Standing::Suspended { reason: format!("the lease of the cluster ran out: {cause}") }
             }
-            _ => Standing::Standby { active: self.lease.active().to_owned() },
+            _ => Standing::Standby {
+                active: self.lease.active().to_owned(),
+                trouble: self.lease.last_error().to_owned(),
+            },
         }
+    }
+
+    fn broken(&self) -> Option<String> {
+        self.broken.clone()
     }
 
     fn next_timer(&self) -> Option<u64> {
@@ -239,23 +280,11 @@ impl Tier for ScyllaStore {
             // Something is on its way whose outcome is not known: the next one waits the lease out.
             return;
         }
-        self.term = None;
-        self.flying.replace(None);
-        self.flying.set_lease(0);
+        self.end_term();
         self.lease.release(boot_ms());
         let until = boot_ms() + GIVE_BACK_MS;
         while !self.lease.is_over() && boot_ms() < until {
-            self.answers.clear();
-            let mut answers = std::mem::take(&mut self.answers);
-            self.executor.answers(&mut answers);
-            for (id, answer, _) in answers.drain(..) {
-                let answer = answer.unwrap_or_else(|error| LeaseAnswer::Unknown(format!("{error:?}")));
-                self.lease.handle(boot_ms(), id, answer);
-            }
-            self.answers = answers;
-            while let Some((id, ask)) = self.lease.poll(boot_ms()) {
-                self.executor.ask(id, self.options.engine.set, ask);
-            }
+            self.ask_for_lease();
             std::thread::sleep(Duration::from_millis(2));
         }
     }
