@@ -1,6 +1,7 @@
 //! What always holds between two calls. Tests and the simulator run this pass after each event.
 
 use super::chats::Stage;
+use super::recover::Part;
 use super::{Engine, Owner, Phase};
 use crate::cql::rows::INBOX_ROWS_MAX;
 use crate::planted;
@@ -69,7 +70,7 @@ impl Engine {
 
     /// What is under way in a lane has its statement, and only one.
     fn check_owners(&self) {
-        let (mut inboxes, mut marks, mut events, mut names) = (0, 0, 0, 0);
+        let (mut inboxes, mut marks, mut events, mut names, mut tails) = (0, 0, 0, 0, 0);
         for owner in self.requests.owners() {
             match owner {
                 Owner::Inbox(user_id) | Owner::InboxState(user_id) => {
@@ -80,6 +81,7 @@ impl Engine {
                 Owner::Account(user_id) => assert!(self.accounts.contains_key(user_id)),
                 Owner::Events(_) => events += 1,
                 Owner::Names(_) => names += 1,
+                Owner::Recover(Part::Tail(_)) => tails += 1,
                 _ => {}
             }
         }
@@ -88,5 +90,7 @@ impl Engine {
         let sent = self.chats.values().filter(|lane| lane.jobs.front().is_some_and(|job| job.stage == Stage::Events));
         assert_eq!(events, sent.count());
         assert_eq!(names, self.names.len());
+        let read = self.recovery.as_ref().map_or(0, |recovery| recovery.tails());
+        assert_eq!(tails, read, "of a log that is read only the last append is kept");
     }
 }

@@ -101,8 +101,9 @@ pub(super) struct Recovery {
 #[derive(Debug, Default)]
 struct OldChat {
     states: Vec<ChatStateRow>,
+    /// While it is read.
     tail: Option<Tail>,
-    /// The last append; none when the chat has no event.
+    /// The last append; none when the chat has no event. Of the rest of the tail nothing is kept: lists name many chats.
     last: Option<LastAppend>,
     /// Who joined with it, and has read further than it says.
     marked: HashSet<UserId>,
@@ -146,6 +147,15 @@ impl OldInbox {
 }
 
 impl OldChat {
+    /// Its log is read.
+    fn judge(&mut self, tail: Tail) -> Result<(), String> {
+        let seq = newest_seq(&self.states);
+        let first = self.states.iter().find(|state| state.checkpoint.seq == 0);
+        let before = first.filter(|_| seq == 0).map(|state| state.epoch);
+        self.last = tail.last_append(before, seq)?;
+        Ok(())
+    }
+
     /// Marks of one who joined are not written if they are below what is stored.
     fn meet_mark(&mut self, user_id: UserId, stored: &MarkRow) {
         let joined = self.last.iter().flat_map(|last| &last.redo.joined).filter(|mark| mark.user_id == user_id);
@@ -159,6 +169,11 @@ impl Recovery {
     fn new() -> Recovery {
         let (slots, chats, inboxes, accounts, aside, marks) = Default::default();
         Recovery { stage: Stage::Records, left: 0, slots, chats, inboxes, accounts, aside, marks }
+    }
+
+    /// Logs that are kept while they are read.
+    pub(super) fn tails(&self) -> usize {
+        self.chats.values().filter(|chat| chat.tail.is_some()).count()
     }
 
     fn inbox(&mut self, user_id: UserId) -> &mut OldInbox {
@@ -277,10 +292,14 @@ impl Engine {
             }
             Part::Tail(chat_id) => {
                 let Some(chat) = recovery.chats.get_mut(&chat_id) else { return };
-                let tail = chat.tail.as_mut().expect("it asked");
+                let mut tail = chat.tail.take().expect("it asked");
                 if !tail.take(rows) {
                     let read = tail.read();
-                    self.ask(read, Part::Tail(chat_id));
+                    chat.tail = Some(tail);
+                    return self.ask(read, Part::Tail(chat_id));
+                }
+                if let Err(why) = chat.judge(tail) {
+                    self.set_chat_aside(chat_id, why);
                 }
             }
             Part::Head(user_id) => {
@@ -343,16 +362,7 @@ impl Engine {
         let recovery = self.recovery.as_mut().expect("the caller looked");
         recovery.stage = Stage::Inboxes;
         let mut wanted: Vec<(UserId, Wanted)> = Vec::new();
-        let mut damaged = Vec::new();
-        for (chat_id, chat) in &mut recovery.chats {
-            let seq = newest_seq(&chat.states);
-            let first = chat.states.iter().find(|state| state.checkpoint.seq == 0);
-            let before = first.filter(|_| seq == 0).map(|state| state.epoch);
-            let tail = chat.tail.take().expect("it was read");
-            match tail.last_append(before, seq) {
-                Ok(last) => chat.last = last,
-                Err(why) => damaged.push((*chat_id, why)),
-            }
+        for (chat_id, chat) in &recovery.chats {
             let Some(last) = &chat.last else { continue };
             for (at, entry) in last.redo.entries.iter().enumerate() {
                 let row = EntryRow::Event { chat_id: *chat_id, seq: entry.seq };
@@ -367,8 +377,6 @@ impl Engine {
         for (user_id, wanted) in wanted {
             recovery.inbox(user_id).wanted.push(wanted);
         }
-        damaged.into_iter().for_each(|(chat_id, why)| self.set_chat_aside(chat_id, why));
-        let recovery = self.recovery.as_ref().expect("the caller looked");
         let account = |user_id: &UserId| (Read::All(Partition::User { user_id: *user_id }), Part::Account(*user_id));
         let mut reads: Vec<_> = recovery.accounts.keys().map(account).collect();
         for (user_id, inbox) in &recovery.inboxes {

@@ -101,6 +101,7 @@ impl Tail {
         if head < checkpoint_seq {
             return Err(format!("chat {chat_id}: no whole append at its checkpoint {checkpoint_seq}"));
         }
+        // Rows of its own: the place of the whole tail is given back.
         Ok(last.map(|(at, length, redo)| LastAppend { rows: rows.drain(at..at + length).collect(), redo }))
     }
 
