@@ -3,8 +3,10 @@
 //!
 //! The idea is the gradient limit of Netflix's concurrency-limits (`GradientLimit`): the limit follows
 //! `limit * tolerance * base / latency + sqrt(limit)`, where `base` is the latency without a queue. Differences: a
-//! latency is the mean of a window, because statements differ; and `base` is measured again now and then at half of the
-//! limit, as BBR does, because a minimum that is kept for ever goes stale and one that decays follows the queue.
+//! latency is the mean of a window, because statements differ, and reads and writes have a base each; and the bases are
+//! measured again now and then at half of the limit, as BBR does, because a minimum that is kept for ever goes stale and
+//! one that decays follows the queue. Where the limit cannot fall further they are measured soon: either the cluster is
+//! that slow, or the bases are stale.
 
 /// Bounds and pace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,9 +27,15 @@ impl Default for LimitOptions {
 
 /// A window has at least so many samples, and lasts at least so long, milliseconds.
 const WINDOW: (u32, u64) = (20, 100);
-/// Windows between two measurements of the base.
+/// A kind of statement with fewer answers than this in a window is not judged by them.
+const KIND_SAMPLES_MIN: u32 = 5;
+/// Windows between two measurements of the bases.
 const PROBE_WINDOWS: u32 = 100;
-/// A latency up to this many times the base is no queue.
+/// Windows at the low end of the limit, after which the bases are measured early.
+const LOW_WINDOWS: u32 = 5;
+/// Where a limit settles whose gradient is the lowest.
+const LOWEST_FIXED_POINT: usize = 4;
+/// Latencies up to this many times the base are no queue.
 const TOLERANCE: f64 = 1.5;
 /// Noise of a clock of milliseconds.
 const NOISE_MS: f64 = 0.5;
@@ -42,8 +50,38 @@ enum Probe {
     In(u32),
     /// Half of the limit is allowed; what was under way drains.
     Draining,
-    /// The window measures the base.
+    /// The window measures the bases.
     Measuring,
+}
+
+/// What is measured apart: a base of one would be a queue of the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Latencies {
+    /// Mean without a queue; none until the first window with enough of this kind.
+    base_ms: Option<f64>,
+    samples: u32,
+    sum_ms: u64,
+}
+
+impl Latencies {
+    /// Mean of the window that ends.
+    fn take_mean_ms(&mut self) -> Option<f64> {
+        let (samples, sum_ms) = (std::mem::take(&mut self.samples), std::mem::take(&mut self.sum_ms));
+        (samples >= KIND_SAMPLES_MIN).then(|| sum_ms as f64 / f64::from(samples))
+    }
+
+    /// How many times the base a mean is.
+    fn ratio(&self, mean_ms: f64) -> f64 {
+        (mean_ms + NOISE_MS) / (self.base_ms.unwrap_or(mean_ms) + NOISE_MS)
+    }
 }
 
 /// The limit.
@@ -51,12 +89,14 @@ enum Probe {
 pub struct Limit {
     options: LimitOptions,
     limit: f64,
-    /// Mean latency without a queue; none until the first window.
-    base_ms: Option<f64>,
+    /// By [`Kind`].
+    kinds: [Latencies; 2],
     probe: Probe,
+    /// Windows in succession at the low end of the limit.
+    low_windows: u32,
     window_start_ms: u64,
+    /// Answers and timeouts.
     samples: u32,
-    sum_ms: u64,
     peak: usize,
     timed_out: bool,
 }
@@ -67,11 +107,11 @@ impl Limit {
         Limit {
             options,
             limit: options.initial as f64,
-            base_ms: None,
+            kinds: [Latencies::default(); 2],
             probe: Probe::In(PROBE_WINDOWS),
+            low_windows: 0,
             window_start_ms: 0,
             samples: 0,
-            sum_ms: 0,
             peak: 0,
             timed_out: false,
         }
@@ -87,9 +127,11 @@ impl Limit {
     }
 
     /// A statement was answered after `latency_ms`; `in_flight` were under way, it included.
-    pub fn answered(&mut self, now_ms: u64, latency_ms: u64, in_flight: usize) {
+    pub fn answered(&mut self, now_ms: u64, kind: Kind, latency_ms: u64, in_flight: usize) {
         self.samples += 1;
-        self.sum_ms += latency_ms;
+        let latencies = &mut self.kinds[kind as usize];
+        latencies.samples += 1;
+        latencies.sum_ms += latency_ms;
         self.peak = self.peak.max(in_flight);
         self.end_window(now_ms);
     }
@@ -109,32 +151,46 @@ impl Limit {
         if self.samples < samples_min || now_ms < self.window_start_ms + lasts_ms {
             return;
         }
-        let mean_ms = self.sum_ms as f64 / f64::from(self.samples);
+        let means_ms = self.kinds.each_mut().map(Latencies::take_mean_ms);
         let (peak, timed_out) = (self.peak, self.timed_out);
         self.window_start_ms = now_ms;
-        (self.samples, self.sum_ms, self.peak, self.timed_out) = (0, 0, 0, false);
-        if timed_out {
-            // Its latencies say nothing: what was not answered is not in them.
-            return;
-        }
+        (self.samples, self.peak, self.timed_out) = (0, 0, false);
+        let measured = self.probe == Probe::Measuring;
         self.probe = match self.probe {
-            Probe::In(0) => Probe::Draining,
+            Probe::In(windows) if windows == 0 || self.low_windows >= LOW_WINDOWS => Probe::Draining,
             Probe::In(windows) => Probe::In(windows - 1),
             Probe::Draining => Probe::Measuring,
-            Probe::Measuring => {
-                self.base_ms = Some(mean_ms);
-                Probe::In(PROBE_WINDOWS)
-            }
+            Probe::Measuring => Probe::In(PROBE_WINDOWS),
         };
-        let base_ms = self.base_ms.map_or(mean_ms, |base_ms| base_ms.min(mean_ms));
-        self.base_ms = Some(base_ms);
+        let (mut ratios, mut kinds) = (0.0, 0.0);
+        for (latencies, mean_ms) in self.kinds.iter_mut().zip(means_ms) {
+            let Some(mean_ms) = mean_ms else { continue };
+            let base_ms = latencies.base_ms.filter(|_| !measured).map_or(mean_ms, |base_ms| base_ms.min(mean_ms));
+            latencies.base_ms = Some(base_ms);
+            ratios += latencies.ratio(mean_ms);
+            kinds += 1.0;
+        }
+        // Latencies beside a timeout tell of no queue: what was not answered is not in them.
+        let gradient =
+            if timed_out || kinds == 0.0 { None } else { Some((TOLERANCE * kinds / ratios).clamp(0.5, 1.0)) };
         if matches!(self.probe, Probe::In(_)) {
-            self.follow(base_ms, mean_ms, peak);
+            self.count_low(gradient);
+            if let Some(gradient) = gradient {
+                self.follow(gradient, peak);
+            }
+        } else {
+            self.low_windows = 0;
         }
     }
 
-    fn follow(&mut self, base_ms: f64, mean_ms: f64, peak: usize) {
-        let gradient = (TOLERANCE * (base_ms + NOISE_MS) / (mean_ms + NOISE_MS)).clamp(0.5, 1.0);
+    /// The limit is as low as it gets, and latencies say that it is still too high.
+    fn count_low(&mut self, gradient: Option<f64>) {
+        let lowest = self.options.min.max(LOWEST_FIXED_POINT) as f64;
+        let low = self.limit <= lowest * 1.5 && gradient.is_none_or(|gradient| gradient < 1.0);
+        self.low_windows = if low { self.low_windows + 1 } else { 0 };
+    }
+
+    fn follow(&mut self, gradient: f64, peak: usize) {
         let target = self.limit * gradient + self.limit.sqrt();
         if target < self.limit {
             self.limit = self.limit * (1.0 - SMOOTHING) + target * SMOOTHING;
@@ -160,11 +216,13 @@ mod tests {
         jobs: VecDeque<(u64, u64)>,
         free_at: Vec<u64>,
         done: u64,
+        kind: Kind,
     }
 
     impl Server {
         fn new(workers: usize, work_ms: u64) -> Server {
-            Server { workers, work_ms, now_ms: 0, jobs: VecDeque::new(), free_at: vec![0; workers], done: 0 }
+            let (jobs, free_at) = (VecDeque::new(), vec![0; workers]);
+            Server { workers, work_ms, now_ms: 0, jobs, free_at, done: 0, kind: Kind::Write }
         }
 
         /// Offers up to `offered` statements at a time, for a while.
@@ -176,7 +234,7 @@ mod tests {
                     let in_flight = self.jobs.len();
                     let (sent, _) = self.jobs.pop_front().expect("it was looked at");
                     self.done += 1;
-                    limit.answered(self.now_ms, self.now_ms - sent, in_flight);
+                    limit.answered(self.now_ms, self.kind, self.now_ms - sent, in_flight);
                 }
                 while self.jobs.len() < limit.allowed().min(offered) {
                     let worker = (0..self.workers).min_by_key(|at| self.free_at[*at]).expect("workers");
@@ -230,6 +288,13 @@ mod tests {
         assert!(limit.allowed() > 60, "{}", limit.allowed());
     }
 
+    /// Runs for a while; what came out of what could.
+    fn share_done(server: &mut Server, limit: &mut Limit, for_ms: u64) -> f64 {
+        let done = server.done;
+        server.run(limit, 10_000, for_ms);
+        (server.done - done) as f64 / (for_ms / server.work_ms * server.workers as u64) as f64
+    }
+
     #[test]
     fn follows_a_cluster_that_becomes_slower() {
         let mut limit = Limit::new(LimitOptions::default());
@@ -238,6 +303,47 @@ mod tests {
         server.free_at.truncate(10);
         server.workers = 10;
         server.run(&mut limit, 10_000, 30_000);
-        assert!(limit.allowed() < 40, "{}", limit.allowed());
+        assert!((8..40).contains(&limit.allowed()), "{}", limit.allowed());
+        let share = share_done(&mut server, &mut limit, 10_000);
+        assert!(share > 0.9, "{share}");
+    }
+
+    #[test]
+    fn follows_a_cluster_whose_every_statement_becomes_slower() {
+        let mut limit = Limit::new(LimitOptions::default());
+        let mut server = Server::new(100, 2);
+        server.run(&mut limit, 10_000, 10_000);
+        server.work_ms = 20;
+        // Less than a probe takes to come by itself.
+        server.run(&mut limit, 10_000, 5_000);
+        let share = share_done(&mut server, &mut limit, 3_000);
+        assert!(share > 0.8, "{share}, {}", limit.allowed());
+    }
+
+    #[test]
+    fn writes_are_not_measured_by_reads() {
+        let mut limit = Limit::new(LimitOptions::default());
+        let mut server = Server::new(100, 1);
+        server.kind = Kind::Read;
+        server.run(&mut limit, 10_000, 2_000);
+        (server.kind, server.work_ms) = (Kind::Write, 4);
+        server.run(&mut limit, 10_000, 500);
+        let share = share_done(&mut server, &mut limit, 5_000);
+        assert!(share > 0.9, "{share}, {}", limit.allowed());
+    }
+
+    #[test]
+    fn a_timeout_in_each_window_does_not_keep_an_old_base() {
+        let mut limit = Limit::new(LimitOptions::default());
+        let mut server = Server::new(100, 1);
+        server.run(&mut limit, 10_000, 2_000);
+        server.work_ms = 20;
+        for _ in 0..30 {
+            limit.timed_out(server.now_ms);
+            server.run(&mut limit, 10_000, 100);
+        }
+        server.run(&mut limit, 10_000, 2_500);
+        let share = share_done(&mut server, &mut limit, 2_000);
+        assert!(share > 0.8, "{share}, {}", limit.allowed());
     }
 }

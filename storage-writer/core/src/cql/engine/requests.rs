@@ -1,7 +1,7 @@
 //! Statements: those that wait, those under way, those that are repeated. What they are for is the owner's affair.
 
 use super::{EngineOptions, Owner};
-use crate::cql::limit::Limit;
+use crate::cql::limit::{Kind, Limit};
 use crate::cql::rows::{Partition, Statement};
 use hashbrown::HashMap;
 use parley_protocol::partition::split_mix_64;
@@ -193,7 +193,11 @@ impl Requests {
     pub(super) fn answered(&mut self, now_ms: u64, id: StatementId) -> Option<(Owner, Statement)> {
         let sent_ms = self.all.get(&id)?.sent_ms?;
         let request = self.all.remove(&id)?;
-        self.limit.answered(now_ms, now_ms.saturating_sub(sent_ms), self.under_way);
+        let kind = match request.statement {
+            Statement::Write(_) => Kind::Write,
+            Statement::Read(_) => Kind::Read,
+        };
+        self.limit.answered(now_ms, kind, now_ms.saturating_sub(sent_ms), self.under_way);
         self.under_way -= 1;
         self.budget.give(TOKENS_A_SUCCESS + request.borrowed);
         Some((request.owner, request.statement))
