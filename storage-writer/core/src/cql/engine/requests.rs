@@ -166,10 +166,12 @@ impl Requests {
 
     pub(super) fn poll(&mut self, now_ms: u64) -> Option<(StatementId, Statement)> {
         self.promote(now_ms);
-        if self.under_way >= self.limit.allowed() {
+        // A read is no harmless thing: it repairs rows, under the hands of the next writer.
+        let leased = self.lease_ms.is_some_and(|until_ms| now_ms < until_ms);
+        if !leased || self.under_way >= self.limit.allowed() {
             return None;
         }
-        let write = self.writes.front().copied().filter(|_| self.lease_ms.is_some_and(|until_ms| now_ms < until_ms));
+        let write = self.writes.front().copied();
         let read = self.reads.front().copied();
         // The older first.
         let id = match (write, read) {
