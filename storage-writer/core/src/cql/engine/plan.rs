@@ -136,7 +136,7 @@ impl Engine {
         }
         self.flights.insert(group.no, Flight { op: Some(op), unknown_ms, ..Flight::default() });
         self.work.rotate_if_due(self.now_ms, self.submitted_no);
-        self.delete_outlived();
+        self.outlive_lists();
         self.submitted_no = self.submitted_no.max(group.no);
         let plan = self.take_apart(group);
         self.plan(plan);
@@ -286,6 +286,9 @@ impl Engine {
         keys.sort_unstable();
         keys.dedup();
         let (lists, writes) = self.work.list(self.now_ms, &keys);
+        for slot in self.work.take_outlived(!writes.is_empty()) {
+            self.write(Partition::Work { set: self.options.set, slot }, Change::Delete, Owner::Delete(slot));
+        }
         for write in writes {
             let partition = Partition::Work { set: self.options.set, slot: write.slot };
             self.put(partition, write.keys.into_iter().map(Row::Work).collect(), Owner::List(write.list));
@@ -409,14 +412,12 @@ impl Engine {
         for (op, request) in flight.loads {
             self.load(op, request);
         }
-        self.delete_outlived();
+        self.outlive_lists();
     }
 
-    fn delete_outlived(&mut self) {
+    fn outlive_lists(&mut self) {
         let oldest_no = self.flights.keys().next().copied();
-        for slot in self.work.outlived(oldest_no) {
-            self.write(Partition::Work { set: self.options.set, slot }, Change::Delete, Owner::Delete(slot));
-        }
+        self.work.outlive(oldest_no);
     }
 }
 

@@ -1,5 +1,5 @@
-//! The lists of chats and users with work in flight: four slots that take turns. A list is deleted when every group that
-//! was submitted while it was current, or before, is complete.
+//! The lists of chats and users with work in flight: four slots that take turns. A list is outlived when every group that
+//! was submitted while it was current, or before, is complete; it is deleted before it is taken again.
 
 use crate::cql::rows::{WORK_SLOTS, WorkKey};
 use hashbrown::{HashMap, HashSet};
@@ -16,6 +16,9 @@ enum State {
     Retired {
         last_no: u64,
     },
+    /// Nothing needs it any more. Its rows stand until a group has a request to spare: a taker that finds them looks at
+    /// what needs nothing.
+    Outlived,
     Deleting,
 }
 
@@ -122,19 +125,33 @@ impl Work {
         self.open.remove(&list).unwrap_or_default()
     }
 
-    /// Lists that nothing needs any more, given the oldest group that is not complete. They are to be deleted.
-    pub(super) fn outlived(&mut self, oldest_no: Option<u64>) -> Vec<u8> {
-        let mut outlived = Vec::new();
-        for (at, slot) in self.slots.iter_mut().enumerate() {
+    /// Gives up the lists that nothing needs any more, given the oldest group that is not complete.
+    pub(super) fn outlive(&mut self, oldest_no: Option<u64>) {
+        for slot in &mut self.slots {
             if let State::Retired { last_no } = slot.state
                 && oldest_no.is_none_or(|oldest_no| oldest_no > last_no)
             {
-                slot.state = State::Deleting;
+                slot.state = State::Outlived;
                 slot.keys = HashMap::new();
-                outlived.push(at as u8);
             }
         }
-        outlived
+    }
+
+    /// Lists that were given up and are to be deleted now. A group that put keys into a list has no request to spare,
+    /// one that did not has one. When the current list is about to be full none waits.
+    pub(super) fn take_outlived(&mut self, has_listed: bool) -> Vec<u8> {
+        let fills = self.slots[usize::from(self.current)].keys.len() >= self.keys_max / 2;
+        let lists_max = match (fills, has_listed) {
+            (true, _) => self.slots.len(),
+            (false, true) => 0,
+            (false, false) => 1,
+        };
+        let outlived = self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.state == State::Outlived);
+        let delete = |(at, slot): (usize, &mut Slot)| {
+            slot.state = State::Deleting;
+            at as u8
+        };
+        outlived.take(lists_max).map(delete).collect()
     }
 
     pub(super) fn deleted(&mut self, slot: u8) {
@@ -153,7 +170,7 @@ impl Work {
         assert_eq!(current.iter().filter(|current| **current).count(), 1, "one list is current");
         assert!(current[usize::from(self.current)]);
         for slot in &self.slots {
-            let empty = matches!(slot.state, State::Free | State::Deleting);
+            let empty = matches!(slot.state, State::Free | State::Outlived | State::Deleting);
             assert!(!empty || slot.keys.is_empty(), "a list that is given up has no keys");
         }
         let named: HashSet<_> = self.slots.iter().flat_map(|slot| slot.keys.values()).collect();
@@ -201,15 +218,39 @@ mod tests {
             // Groups 1 to 4 take one list each; there is no fifth.
             assert_eq!(writes.len(), usize::from(no <= 4), "group {no}");
         }
-        assert_eq!(work.outlived(Some(1)), [0u8; 0]);
-        assert_eq!(work.outlived(Some(3)), [0, 1], "a list goes only with those before it");
-        assert_eq!(work.outlived(Some(3)), [0u8; 0], "once");
+        let outlived = |work: &mut Work, oldest_no| {
+            work.outlive(oldest_no);
+            work.check_invariants();
+            [true, false, false, false].map(|has_listed| work.take_outlived(has_listed))
+        };
+        assert_eq!(outlived(&mut work, Some(1)), [[]; 4].map(|none: [u8; 0]| none.to_vec()));
+        let two = [vec![], vec![0], vec![1], vec![]];
+        assert_eq!(
+            outlived(&mut work, Some(3)),
+            two,
+            "with those before it, each once, and where a request is to spare"
+        );
         work.rotate_if_due(1_000_000, 6);
         assert_eq!(work.list(1_000_000, &[key(1)]).1.len(), 0, "a list is taken again when its deletion stands");
         work.deleted(1);
         work.rotate_if_due(1_000_000, 6);
         assert_eq!(work.list(1_000_000, &[key(1)]).1[0].slot, 1);
-        assert_eq!(work.outlived(None), [2, 3]);
+        assert_eq!(outlived(&mut work, None), [vec![], vec![2], vec![3], vec![]]);
         work.check_invariants();
+    }
+
+    #[test]
+    fn no_deletion_waits_when_the_list_fills() {
+        let mut work = Work::new(4, 30_000);
+        for no in 1..=4 {
+            work.rotate_if_due(no * 30_000, no - 1);
+            let (_, writes) = work.list(no * 30_000, &[key(no)]);
+            writes.iter().for_each(|write| drop(work.stands(write.list)));
+        }
+        work.outlive(None);
+        assert_eq!(work.take_outlived(true), [0u8; 0]);
+        let (_, writes) = work.list(120_001, &[key(5)]);
+        writes.iter().for_each(|write| drop(work.stands(write.list)));
+        assert_eq!(work.take_outlived(true), [0, 1, 2]);
     }
 }
