@@ -27,7 +27,9 @@ pub use requests::{StatementCounts, StatementId};
 pub(super) use tail::log_without_ghosts;
 
 use super::limit::LimitOptions;
-use super::rows::{Change, Partition, Read, Row, Statement, StatementError, StatementResult, Write, timestamp};
+use super::rows::{
+    Change, Partition, Read, Row, Statement, StatementError, StatementResult, Write, timestamp, timestamp_fits,
+};
 use crate::planted::{self, Bug};
 use crate::store::{Meta, OpId, Outcome, StoreRequest, StoreResult};
 use chats::ChatLane;
@@ -231,6 +233,7 @@ impl Engine {
             set_aside: SetAside::default(),
         };
         engine.recover();
+        engine.end_without_timestamps();
         engine
     }
 
@@ -252,6 +255,7 @@ impl Engine {
                 self.answer(op, StoreResult::Damaged(why));
             }
         }
+        self.end_without_timestamps();
     }
 
     /// Appends what completed since the last call to `done`.
@@ -259,8 +263,8 @@ impl Engine {
         done.extend(self.done.drain(..));
     }
 
-    /// The next statement to execute. None when nothing waits, or the limit is reached, or only writes wait and the
-    /// lease is not valid.
+    /// The next statement to execute. None when nothing waits, or the limit is reached, or the lease is not
+    /// valid.
     pub fn poll_statement(&mut self, now_ms: u64) -> Option<(StatementId, Statement)> {
         self.requests.poll(now_ms)
     }
@@ -286,9 +290,10 @@ impl Engine {
                 }
             }
         }
+        self.end_without_timestamps();
     }
 
-    /// Until when writes may be sent, on the clock of `now_ms`; none: not now.
+    /// Until when statements may be sent, on the clock of `now_ms`; none: not now.
     pub fn set_lease(&mut self, valid_until_ms: Option<u64>) {
         let zombie = planted::has(Bug::ZombieWrites);
         self.requests.set_lease(if zombie { Some(u64::MAX) } else { valid_until_ms });
@@ -344,6 +349,10 @@ impl Engine {
     }
 
     fn write(&mut self, partition: Partition, change: Change, owner: Owner) {
+        if !timestamp_fits(self.epoch, self.stamps) {
+            // Who calls is in the midst of something: the end comes after it.
+            return;
+        }
         let timestamp = timestamp(self.epoch, self.stamps);
         self.stamps += 1;
         self.requests.push(Statement::Write(Write { partition, change, timestamp }), owner);
@@ -387,6 +396,14 @@ impl Engine {
         }
     }
 
+    /// Without timestamps nothing can be written: another process goes on, under the next epoch.
+    fn end_without_timestamps(&mut self) {
+        let (epoch, stamps) = (self.epoch, self.stamps);
+        if !timestamp_fits(epoch, stamps) && matches!(self.phase, Phase::Recovering | Phase::Serving) {
+            self.break_off(format!("no write timestamp is left for write {stamps} of epoch {epoch}"));
+        }
+    }
+
     /// The cluster will not do what it must: the process ends.
     fn break_off(&mut self, why: String) {
         self.end(Phase::Broken(why.clone()), Outcome::Broken(why.clone()), &why);
@@ -419,5 +436,47 @@ impl Engine {
 
     fn shared(&self) -> std::sync::MutexGuard<'_, InFlight> {
         self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Group;
+
+    fn commit(engine: &mut Engine) -> Vec<(OpId, StoreResult)> {
+        let group = Group { no: 1, writer_epoch: u64::MAX, uniques: vec![("x".to_owned(), 1)], ..Group::default() };
+        engine.submit(0, 1, StoreRequest::Commit(group));
+        engine.check_invariants();
+        let mut done = Vec::new();
+        engine.completions(&mut done);
+        done
+    }
+
+    fn is_broken(done: &[(OpId, StoreResult)]) -> bool {
+        let why = "no write timestamp is left";
+        matches!(done, [(1, StoreResult::Committed(Outcome::Broken(told)))] if told.starts_with(why))
+    }
+
+    #[test]
+    fn an_epoch_that_no_timestamp_has_ends_the_engine() {
+        for epoch in [1 << 23, u64::MAX] {
+            let mut engine = Engine::new(EngineOptions::default(), epoch, 1);
+            engine.set_lease(Some(u64::MAX));
+            assert_eq!(engine.poll_statement(0), None);
+            assert!(is_broken(&commit(&mut engine)), "{epoch}");
+        }
+    }
+
+    #[test]
+    fn the_engine_ends_when_its_timestamps_do() {
+        let mut engine = Engine::new(EngineOptions::default(), (1 << 23) - 1, 1);
+        engine.set_lease(Some(u64::MAX));
+        while let Some((id, _)) = engine.poll_statement(0) {
+            engine.handle_result(0, id, Ok(Vec::new()));
+        }
+        assert!(engine.status().recovered);
+        engine.stamps = (1 << 40) - 1;
+        assert!(is_broken(&commit(&mut engine)));
     }
 }

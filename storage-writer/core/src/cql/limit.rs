@@ -4,7 +4,7 @@
 //! The idea is the gradient limit of Netflix's concurrency-limits (`GradientLimit`): the limit follows
 //! `limit * tolerance * base / latency + sqrt(limit)`, where `base` is the latency without a queue. Differences: a
 //! latency is the mean of a window, because statements differ, and reads and writes have a base each; and the bases are
-//! measured again now and then at half of the limit, as BBR does, because a minimum that is kept for ever goes stale and
+//! measured again now and then at half of the limit, as BBR does: a minimum that is kept for ever goes stale, and
 //! one that decays follows the queue. Where the limit cannot fall further they are measured soon: either the cluster is
 //! that slow, or the bases are stale.
 
@@ -312,7 +312,7 @@ mod tests {
     fn follows_a_cluster_whose_every_statement_becomes_slower() {
         let mut limit = Limit::new(LimitOptions::default());
         let mut server = Server::new(100, 2);
-        server.run(&mut limit, 10_000, 10_000);
+        server.run(&mut limit, 10_000, 12_000);
         server.work_ms = 20;
         // Less than a probe takes to come by itself.
         server.run(&mut limit, 10_000, 5_000);

@@ -2,6 +2,7 @@
 //! in-memory cluster keeps them in maps: what is decided here is which partition a row is in, and nothing else.
 
 use crate::store::{Checkpoint, CommandRow, EntryRow, MarkRow, MemberRow, UserRow};
+use parley_protocol::partition::split_mix_64;
 use parley_protocol::{ChatId, ClientMsgId, Event, UserId};
 
 /// Events of one chat in one partition, at the most: a `seq` names its partition. Frozen: it is in every stored address.
@@ -38,21 +39,35 @@ pub const fn command_level(seq: u64) -> u8 {
 /// The level under which a sender's creations are named; the scope is the sender.
 pub const LEVEL_CREATIONS: u8 = u8::MAX;
 
-/// Where a name lies within its level: levels 0 and 1 have one partition, each further one twice as many.
+/// Partitions of the creations of a sender: there is no level to double them, and a bot creates for ever. Frozen.
+pub const CREATIONS_BUCKETS: u32 = 16;
+
+/// Where a name lies within its level: levels 0 and 1 have one partition, each further one twice as many; creations
+/// have [`CREATIONS_BUCKETS`].
 pub const fn command_bucket(level: u8, client_msg_id: ClientMsgId) -> u32 {
     let folded = (client_msg_id.0 ^ (client_msg_id.0 >> 64)) as u64;
     match level {
-        0 | 1 | LEVEL_CREATIONS => 0,
-        level => (parley_protocol::partition::split_mix_64(folded) & ((1 << (level - 1)) - 1)) as u32,
+        0 | 1 => 0,
+        LEVEL_CREATIONS => (split_mix_64(folded) % CREATIONS_BUCKETS as u64) as u32,
+        level => (split_mix_64(folded) & ((1 << (level - 1)) - 1)) as u32,
     }
 }
 
 /// A write timestamp, epoch-major: a straggler of a dead epoch loses to any write of a later one. `n` counts the
 /// writes of an epoch.
+///
+/// # Panics
+/// Unless [`timestamp_fits`].
 pub const fn timestamp(writer_epoch: u64, n: u64) -> i64 {
-    const N_BITS: u32 = 40;
-    assert!(writer_epoch < 1 << (63 - N_BITS) && n < 1 << N_BITS, "23 bits of epochs, 40 bits of writes");
-    (writer_epoch << N_BITS | n) as i64
+    assert!(timestamp_fits(writer_epoch, n), "23 bits of epochs, 40 bits of writes");
+    (writer_epoch << TIMESTAMP_N_BITS | n) as i64
+}
+
+const TIMESTAMP_N_BITS: u32 = 40;
+
+/// Whether there is a [`timestamp`]: an epoch from a damaged lease may be any number.
+pub const fn timestamp_fits(writer_epoch: u64, n: u64) -> bool {
+    writer_epoch < 1 << (63 - TIMESTAMP_N_BITS) && n < 1 << TIMESTAMP_N_BITS
 }
 
 /// One partition of one table.
@@ -402,7 +417,14 @@ mod tests {
             let names = first(level + 1) - first(level);
             assert!(u64::from(buckets) < names.div_ceil(COMMANDS_BUCKET), "level {level}: bucket {buckets}");
         }
-        assert_eq!(command_bucket(LEVEL_CREATIONS, ClientMsgId(u128::MAX)), 0);
+        let mut names = vec![0; CREATIONS_BUCKETS as usize];
+        (0..16_000).for_each(|name| names[command_bucket(LEVEL_CREATIONS, ClientMsgId(name)) as usize] += 1);
+        assert!(names.iter().all(|names| (800..1_200).contains(names)), "{names:?}");
+        assert_eq!(
+            [0, 1, 2, 3].map(|name| command_bucket(LEVEL_CREATIONS, ClientMsgId(name))),
+            [15, 1, 14, 13],
+            "frozen"
+        );
     }
 
     #[test]
@@ -410,5 +432,6 @@ mod tests {
         assert!(timestamp(1, (1 << 40) - 1) < timestamp(2, 0));
         assert!(timestamp(2, 0) < timestamp(2, 1));
         assert!(timestamp((1 << 23) - 1, (1 << 40) - 1) > 0);
+        assert!(!timestamp_fits(1 << 23, 0) && !timestamp_fits(u64::MAX, 0) && !timestamp_fits(1, 1 << 40));
     }
 }

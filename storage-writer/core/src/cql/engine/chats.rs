@@ -210,7 +210,8 @@ fn commands_by_partition(chat_id: ChatId, commands: Vec<CommandRow>) -> Vec<(Par
             let bucket = command_bucket(level, row.name.client_msg_id);
             Partition::Commands { scope: chat_id.0, level, bucket }
         } else {
-            Partition::Commands { scope: u128::from(row.name.sender.0), level: LEVEL_CREATIONS, bucket: 0 }
+            let bucket = command_bucket(LEVEL_CREATIONS, row.name.client_msg_id);
+            Partition::Commands { scope: u128::from(row.name.sender.0), level: LEVEL_CREATIONS, bucket }
         };
         writes.entry(partition).or_default().push(Row::Command(row));
     }

@@ -26,7 +26,8 @@ impl Engine {
     /// Starts a look-up; gives the number of partitions that will answer. `head_max` is not below the chat's head.
     pub(super) fn look_up(&mut self, load: u64, name: &CommandName, head_max: u64) -> usize {
         let keys: Vec<NamesKey> = if name.chat_id.0 == 0 {
-            vec![(u128::from(name.sender.0), LEVEL_CREATIONS, 0)]
+            let bucket = command_bucket(LEVEL_CREATIONS, name.client_msg_id);
+            vec![(u128::from(name.sender.0), LEVEL_CREATIONS, bucket)]
         } else {
             let levels = 0..=command_level(head_max);
             levels.map(|level| (name.chat_id.0, level, command_bucket(level, name.client_msg_id))).collect()

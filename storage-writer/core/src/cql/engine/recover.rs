@@ -103,7 +103,7 @@ struct OldChat {
     states: Vec<ChatStateRow>,
     /// While it is read.
     tail: Option<Tail>,
-    /// The last append; none when the chat has no event. Of the rest of the tail nothing is kept: lists name many chats.
+    /// The last append; none when the chat has no event. The rest of the tail is not kept: lists name many chats.
     last: Option<LastAppend>,
     /// Who joined with it, and has read further than it says.
     marked: HashSet<UserId>,
