@@ -418,6 +418,9 @@ impl Engine {
     fn outlive_lists(&mut self) {
         let oldest_no = self.flights.keys().next().copied();
         self.work.outlive(oldest_no);
+        for slot in self.work.take_surplus() {
+            self.write(Partition::Work { set: self.options.set, slot }, Change::Delete, Owner::Delete(slot));
+        }
     }
 }
 

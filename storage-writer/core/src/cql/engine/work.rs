@@ -71,7 +71,10 @@ impl Work {
     /// Makes the next free list current, if it is time; `last_no` is the newest group that was submitted.
     pub(super) fn rotate_if_due(&mut self, now_ms: u64, last_no: u64) {
         let slot = &self.slots[usize::from(self.current)];
-        let due = slot.keys.len() >= self.keys_max || now_ms >= slot.since_ms.saturating_add(self.age_ms);
+        // An old list is deleted before there is one more: at rest two hold something at the most.
+        let aged = now_ms >= slot.since_ms.saturating_add(self.age_ms);
+        let rests = self.slots.iter().any(|slot| slot.state == State::Outlived);
+        let due = slot.keys.len() >= self.keys_max || aged && !rests;
         if slot.keys.is_empty() || !due {
             return;
         }
@@ -146,6 +149,16 @@ impl Work {
             (false, true) => 0,
             (false, false) => 1,
         };
+        self.delete(lists_max)
+    }
+
+    /// All that were given up but one, which waits for a group with a request to spare.
+    pub(super) fn take_surplus(&mut self) -> Vec<u8> {
+        let outlived = self.slots.iter().filter(|slot| slot.state == State::Outlived).count();
+        self.delete(outlived.saturating_sub(1))
+    }
+
+    fn delete(&mut self, lists_max: usize) -> Vec<u8> {
         let outlived = self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.state == State::Outlived);
         let delete = |(at, slot): (usize, &mut Slot)| {
             slot.state = State::Deleting;
