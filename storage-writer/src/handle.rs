@@ -41,6 +41,10 @@ pub(crate) struct ShellMetrics {
     pub(crate) bytes_in: Counter,
     pub(crate) bytes_out: Counter,
     pub(crate) reads_outstanding: Gauge,
+    /// 1 while this process may act for the store.
+    pub(crate) active: Gauge,
+    /// The lease's epoch while it is active.
+    pub(crate) epoch: Gauge,
 }
 
 /// What the owner and the writer thread share.
@@ -205,6 +209,8 @@ impl Handle {
             ("parley_writer_parked_requests", "Requests that wait.", status.parked as u64),
             ("parley_writer_chats_cached", "Chats in memory.", status.chats_cached as u64),
             ("parley_writer_users_cached", "Users in memory.", status.users_cached as u64),
+            ("parley_writer_active", "1: this process is the sequencer; 0: it stands by.", shell.active.get()),
+            ("parley_writer_epoch", "The lease's epoch while active; 0 without a lease.", shell.epoch.get()),
             ("parley_writer_reads_outstanding", "Reads without an answer yet.", shell.reads_outstanding.get()),
         ];
         for (name, help, value) in gauges {

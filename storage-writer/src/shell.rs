@@ -180,6 +180,9 @@ impl Shell {
             Standing::Suspended { reason } => tracing::warn!("the links are cut: {reason}"),
             Standing::Standby { active, trouble } => tracing::info!(active, trouble, "this writer stands by"),
         }
+        let epoch = if let Standing::Active { epoch, .. } = &standing { Some(*epoch) } else { None };
+        self.shared.metrics.active.set(u64::from(epoch.is_some()));
+        self.shared.metrics.epoch.set(epoch.unwrap_or(0));
         if !matches!(standing, Standing::Active { .. }) {
             for id in self.links.keys().copied().collect::<Vec<_>>() {
                 self.end_link(id, &LinkEnd::NotActive);

@@ -2,7 +2,7 @@
 
 use super::server::{Configuration, Failure, Flag, finish, path_flag};
 use crate::cli::{ClusterFlags, SchemaArgs, SchemaCommand, StoreFlags, StoreKind, TableFlags, TabletsArg};
-use parley_config::{Engine, Scylla, Tablets};
+use parley_config::{Engine, Scylla, StorageWriter, Tablets};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -62,6 +62,21 @@ pub(super) fn store_flags(flags: &StoreFlags) -> Vec<Flag> {
         StoreKind::Scylla => "scylla",
     });
     [text_flag("store", store), cluster_flags(&flags.cluster)].concat()
+}
+
+/// Whether flags name a cluster.
+pub(super) fn names_cluster(flags: &StoreFlags) -> bool {
+    !cluster_flags(&flags.cluster).is_empty()
+}
+
+/// A cluster that is named and not used would be a deployment that forks by a forgotten word.
+pub(super) fn refuse_unused(names_cluster: bool, config: &StorageWriter) -> Result<(), Failure> {
+    if names_cluster && config.store == Engine::Embedded {
+        let what =
+            "--contact and what belongs to it are of use with --store scylla only: give that too, or none of them";
+        return Err(Failure::usage(what));
+    }
+    Ok(())
 }
 
 /// `parley up` makes the tables that it needs.
@@ -133,6 +148,17 @@ pub(super) fn schema_options(configured: &Scylla) -> Result<SchemaOptions, Failu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_that_is_named_is_used_or_refused() {
+        let config = |store: &str| {
+            let flags = [("store".to_owned(), store.to_owned())];
+            Configuration::load(None, &[], &flags).expect("valid").writer.config
+        };
+        assert!(refuse_unused(true, &config("embedded")).is_err());
+        assert!(refuse_unused(false, &config("embedded")).is_ok());
+        assert!(refuse_unused(true, &config("scylla")).is_ok());
+    }
 
     #[test]
     fn show_prints_the_whole_schema() {

@@ -209,6 +209,28 @@ pub(super) fn make_data_dir(dir: &Path) -> Result<(), Failure> {
     made.map_err(|error| Failure::new(format!("cannot make the data directory {}: {error}", dir.display())))
 }
 
+/// Stands in the directory of a store that was moved into a cluster.
+const MOVED_FILE: &str = "MOVED";
+
+/// Says in a directory that its rows live elsewhere now.
+pub(super) fn mark_moved(dir: &Path, to: &str) -> Result<(), Failure> {
+    let path = dir.join(MOVED_FILE);
+    std::fs::write(&path, format!("{to}\n"))
+        .map_err(|error| Failure::new(format!("the copy is whole, but {} was not written: {error}", path.display())))
+}
+
+/// A store that was moved is not served again by mistake: it would go on from where it was, apart from the cluster.
+fn refuse_moved(dir: &Path) -> Result<(), Failure> {
+    let path = dir.join(MOVED_FILE);
+    let Ok(to) = std::fs::read_to_string(&path) else { return Ok(()) };
+    Err(Failure::new(format!(
+        "{} says that this store was moved to {}: start with --store scylla; to serve this directory again, apart from \
+         the cluster, remove that file",
+        path.display(),
+        to.trim()
+    )))
+}
+
 /// The storage-writer's socket: the configured path, or the one in the data directory.
 pub(super) fn writer_socket(configured: &Path, data: &Path) -> PathBuf {
     if configured.as_os_str().is_empty() { data.join(SOCKET_FILE) } else { configured.to_owned() }
@@ -270,9 +292,12 @@ pub(super) fn store_name(config: &StorageWriter) -> String {
     }
 }
 
-/// Starts the storage-writer under its configuration, and waits until it takes commands.
+/// Starts the storage-writer under its configuration. [`await_writer`] waits until it takes commands.
 pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> Result<Arc<Writer>, Failure> {
     let config = &configuration.writer.config;
+    if config.store == Engine::Embedded {
+        refuse_moved(&config.data)?;
+    }
     let mut options = storage_writer::Options::new(&config.data);
     options.socket = writer_socket(&config.socket, &config.data);
     options.reader_threads = usize::from(config.readers.threads);
@@ -297,7 +322,11 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
     writer.chats_cached_max = config.limits.chats_cached_max as usize;
     writer.users_cached_max = config.limits.users_cached_max as usize;
     writer.sync_backlog_max = configuration.gateway.config.session.sync_backlog_max;
-    let writer = Arc::new(run_writer(&options, signals)?);
+    Ok(Arc::new(run_writer(&options, signals)?))
+}
+
+/// Waits until the storage-writer takes commands, or for a while: a standby does not.
+pub(super) fn await_writer(writer: &Writer, signals: &Signals) -> Result<(), Failure> {
     // A full disk is no reason to end: it recovers when there is room, and says so until then.
     let until = Instant::now() + READY_PATIENCE;
     let starting = || writer.failure().is_none() && !writer.status().ready && Instant::now() < until;
@@ -310,7 +339,7 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
             if let Some(reason) = writer.status().reason {
                 tracing::warn!("the storage-writer takes no commands yet: {reason}");
             }
-            Ok(writer)
+            Ok(())
         }
     }
 }
@@ -319,7 +348,7 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
 fn run_writer(options: &storage_writer::Options, signals: &Signals) -> Result<Writer, Failure> {
     loop {
         match storage_writer::run(options.clone()) {
-            Err(error @ storage_writer::Error::Cluster(OpenError::Unreachable { .. })) => {
+            Err(error @ storage_writer::Error::Cluster(OpenError::Unreachable { .. } | OpenError::NoQuorum { .. })) => {
                 let why = Failure::of(&error).what;
                 tracing::warn!("{why}; trying again in {} s", CLUSTER_RETRY.as_secs());
                 let until = Instant::now() + CLUSTER_RETRY;
@@ -443,5 +472,21 @@ pub(super) fn judge_exit(exit: Exit) -> Result<(), Failure> {
             "gateway and storage-writer are of different versions: start both from one build".to_owned(),
         )),
         Exit::Failed => Err(Failure::new("a shard failed; the log says why".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_was_moved_is_refused_until_somebody_means_it() {
+        let dir = tempfile::tempdir().expect("a directory");
+        assert!(refuse_moved(dir.path()).is_ok());
+        mark_moved(dir.path(), "keyspace k at a:1").expect("it is written");
+        let refused = refuse_moved(dir.path()).expect_err("it lives elsewhere").what;
+        assert!(refused.contains("keyspace k at a:1") && refused.contains("--store scylla"), "{refused}");
+        std::fs::remove_file(dir.path().join(MOVED_FILE)).expect("it is there");
+        assert!(refuse_moved(dir.path()).is_ok());
     }
 }

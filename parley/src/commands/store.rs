@@ -1,7 +1,7 @@
 //! `parley store`: what is done with a stopped store as a whole.
 
 use super::schema::{cluster_flags, cluster_options};
-use super::server::{Configuration, Failure, finish};
+use super::server::{self, Configuration, Failure, finish};
 use crate::cli::{StoreArgs, StoreCommand, StoreCopyArgs, StoreKind};
 use std::process::ExitCode;
 use storage_writer::store::copy::{CopyError, CopyTarget, copy};
@@ -24,6 +24,9 @@ fn run_copy(args: &StoreCopyArgs) -> Result<(), Failure> {
         error => Failure::of(&error),
     })?;
     println!("{report}");
+    if let CopyTarget::Scylla(options) = &to {
+        server::mark_moved(&args.from_data, &format!("keyspace {} at {}", options.keyspace, options.contact()))?;
+    }
     Ok(())
 }
 

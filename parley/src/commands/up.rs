@@ -23,6 +23,7 @@ fn serve(args: &UpArgs) -> Result<(), Failure> {
     let mut configuration = Configuration::load(args.config.as_deref(), &gateway_flags, &writer_flags)?;
     let data = configuration.writer.config.data.clone();
     server::log(&configuration.gateway.config.log);
+    super::schema::refuse_unused(super::schema::names_cluster(&args.store), &configuration.writer.config)?;
     configuration.judge()?;
     server::raise_open_files();
     server::make_data_dir(&data)?;
@@ -31,6 +32,7 @@ fn serve(args: &UpArgs) -> Result<(), Failure> {
     configuration.gateway.config.writer.sockets = vec![socket];
     super::schema::apply_for_up(&configuration)?;
     let writer = server::start_writer(&configuration, &signals)?;
+    server::await_writer(&writer, &signals)?;
     let gateway = server::start_gateway(server::gateway_options(&configuration, &data)?)?;
     let config = &configuration.gateway.config;
     let parts = Parts { gateway: Some(gateway.monitor()), writer: Some(writer.clone()) };

@@ -51,6 +51,13 @@ pub enum OpenError {
         /// The newest version that is known here.
         known: u32,
     },
+    /// Too few nodes answer.
+    NoQuorum {
+        /// For which keyspace.
+        keyspace: String,
+        /// What the driver says.
+        what: String,
+    },
     /// Another process is changing the schema and does not come to an end.
     Busy {
         /// Of which keyspace.
@@ -124,6 +131,11 @@ impl std::fmt::Display for OpenError {
                 f,
                 "a copy into the keyspace {keyspace} is not finished: give the same `parley store copy` again, and it \
                  goes on where it was; or drop the keyspace and begin anew"
+            ),
+            OpenError::NoQuorum { keyspace, what } => write!(
+                f,
+                "too few nodes answer for the keyspace {keyspace} ({what}): bring nodes back; nothing can be read or \
+                 written without a quorum"
             ),
             OpenError::Cluster { action, what } => write!(f, "{action}: {what}"),
         }

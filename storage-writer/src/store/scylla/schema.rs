@@ -298,7 +298,10 @@ async fn stored_version(session: &Session, keyspace: &str) -> Result<Option<u32>
         |what: String| OpenError::Cluster { action: format!("reading the schema's version in {keyspace}"), what };
     let mut statement = Statement::new(format!("SELECT version FROM {keyspace}.schema_version WHERE name = ?"));
     statement.set_consistency(Consistency::Serial);
-    let page = session.query_unpaged(statement, (ROW_VERSION,)).await.map_err(|error| failed(error.to_string()))?;
+    let page = session.query_unpaged(statement, (ROW_VERSION,)).await.map_err(|error| match classify(&error) {
+        StatementError::Unknown(what) => OpenError::NoQuorum { keyspace: keyspace.to_owned(), what },
+        _ => failed(error.to_string()),
+    })?;
     let page = page.into_rows_result().map_err(|error| failed(error.to_string()))?;
     let row = page.maybe_first_row::<(Option<i32>,)>().map_err(|error| failed(error.to_string()))?;
     Ok(row.and_then(|(version,)| version).and_then(|version| u32::try_from(version).ok()))
