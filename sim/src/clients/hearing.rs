@@ -6,8 +6,9 @@ use parley_protocol::frame::{self, ClientFrame, ServerFrame};
 use parley_protocol::{ChatId, ErrorCode, OwnState, UserId};
 use storage_core::store::EntryRow;
 
-/// So much later than the log a chat's home may know who is a member, and a device hear what it said, microseconds.
-const LATE_US: u64 = 2_000_000;
+/// So much later than the log a chat's home may know who is a member, and a device hear what it said, microseconds: a
+/// home that waits for a writer and a device that is slow were seen to take 2.3 s together (seed 80921).
+const LATE_US: u64 = 4_000_000;
 
 impl World {
     /// A frame arrives.
