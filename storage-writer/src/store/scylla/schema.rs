@@ -132,6 +132,8 @@ impl Change<'_> {
         let keyspace = self.keyspace;
         self.keyspace(schema).await?;
         self.ddl(&SCHEMA_VERSION.create(keyspace, &schema.table_options), "creating the table schema_version").await?;
+        // Who finds it made by another is not told by the driver that some nodes do not know it yet.
+        self.agree().await?;
         self.lock().await?;
         let done = self.tables(schema).await;
         // One that is not given back falls by itself.
@@ -179,14 +181,18 @@ impl Change<'_> {
             (self.say)(&format!("table {}: creating it where it is not there", table.name));
             self.ddl(&table.create(keyspace, &schema.table_options), "creating a table").await?;
         }
-        let agreed = self.session.await_schema_agreement().await;
-        agreed.map_err(|error| self.failed("waiting until all nodes have the tables", error.to_string()))?;
+        self.agree().await?;
         self.transaction(&first_lease(keyspace), &[]).await?;
         let version = CqlValue::Int(SCHEMA_VERSION_KNOWN as i32);
         let text = format!("INSERT INTO {keyspace}.schema_version (name, version) VALUES (?, ?) IF NOT EXISTS");
         self.transaction(&text, &[CqlValue::Text(ROW_VERSION.to_owned()), version]).await?;
         (self.say)(&format!("schema version {SCHEMA_VERSION_KNOWN}: done"));
         Ok(SCHEMA_VERSION_KNOWN)
+    }
+
+    async fn agree(&self) -> Result<(), OpenError> {
+        let agreed = self.session.await_schema_agreement().await;
+        agreed.map(drop).map_err(|error| self.failed("waiting until all nodes have the tables", error.to_string()))
     }
 
     /// Waits until nobody else changes the schema.
