@@ -131,8 +131,11 @@ impl World {
             let behind = chat.own.map_or(0, |own| own.read_seq) < chat.wants_read;
             if passing && behind {
                 state.unsaid_reads.insert(chat_id);
-            } else if !passing && !self.truth.keeps_marks(user, chat_id, chat.wants_read) {
-                // What the log would keep is not given up, whatever is said of it: it has to be there in the end.
+            } else if !passing && self.truth.keeps_marks(user, chat_id, chat.wants_read) {
+                // What the log would keep is not given up, whatever is said of it: it has to be there in the end. A home
+                // may hear of a join later than the one who joined.
+                state.read_again = false;
+            } else if !passing {
                 chat.wants_read = 0;
             }
         }

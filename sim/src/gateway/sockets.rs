@@ -187,9 +187,9 @@ impl World {
     /// Oracle: what waits for one device is bounded.
     pub(super) fn look_at_outbox(&mut self, conn: u32) {
         let options = self.plan.gateway_options(1, 0);
-        // Above its budget a session takes what it has asked for already: pages.
+        // Above its budget a session takes what was asked for already: pages of its device's requests, and one of its inbox.
         let page = self.plan.page() as usize * (2 * self.plan.payload_bytes as usize + 1_500);
-        let slack = usize::from(options.requests_in_flight_max.min(8)) * page + 4_000;
+        let slack = (usize::from(options.requests_in_flight_max.min(8)) + 1) * page + 4_000;
         let (most, bytes) = (options.outbox_bytes_max + slack, self.conns[conn as usize].queue.len());
         self.ensure(bytes <= most, "queues are bounded", || format!("{bytes} bytes wait for connection {conn}"));
     }
