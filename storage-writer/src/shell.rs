@@ -170,6 +170,7 @@ impl Shell {
                 Some(self.options.writer.worker)
             }
         };
+        let replaced = worker.is_some();
         if let Some(worker) = worker {
             self.options.writer.worker = worker;
             self.writer = Writer::new(self.options.writer.clone());
@@ -183,7 +184,8 @@ impl Shell {
         let epoch = if let Standing::Active { epoch, .. } = &standing { Some(*epoch) } else { None };
         self.shared.metrics.active.set(u64::from(epoch.is_some()));
         self.shared.metrics.epoch.set(epoch.unwrap_or(0));
-        if !matches!(standing, Standing::Active { .. }) {
+        // A writer that is new knows no link, even where nothing was seen between two times of being active.
+        if replaced || epoch.is_none() {
             for id in self.links.keys().copied().collect::<Vec<_>>() {
                 self.end_link(id, &LinkEnd::NotActive);
             }
