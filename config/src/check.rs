@@ -4,6 +4,7 @@
 use crate::layers::{Entry, Loaded};
 use crate::{Driver, Engine, Gateway, StorageWriter};
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 
 /// Descriptors that are not client sockets: links, the store's files, logs, standard streams.
 const FILES_RESERVED: u64 = 1_024;
@@ -25,6 +26,9 @@ pub struct Machine {
     pub memlock_bytes: Option<u64>,
     /// Whether io_uring works here.
     pub uring: bool,
+    /// Of [`StorageWriter::files`], those that cannot be read here, and why. Empty where nobody tried: a gateway has no
+    /// business with the storage-writer's secrets.
+    pub unreadable: Vec<(PathBuf, String)>,
 }
 
 /// How bad a finding is.
@@ -63,6 +67,22 @@ impl Report {
     }
 }
 
+impl StorageWriter {
+    /// The files that it reads when it starts, with the keys that name them.
+    pub fn files(&self) -> Vec<(&'static str, &Path)> {
+        if self.store != Engine::Scylla {
+            return Vec::new();
+        }
+        let named = [("scylla.password_file", &self.scylla.password_file), ("scylla.tls_ca", &self.scylla.tls_ca)];
+        named.into_iter().filter(|(_, path)| has(path)).map(|(key, path)| (key, path.as_path())).collect()
+    }
+}
+
+/// Whether a key that may be empty names a file.
+fn has(path: &Path) -> bool {
+    !path.as_os_str().is_empty()
+}
+
 impl Gateway {
     /// Shards to start: the configured number, or one per core.
     pub fn shards_on(&self, machine: &Machine) -> u16 {
@@ -95,7 +115,7 @@ pub fn check(gateway: &Loaded<Gateway>, writer: &Loaded<StorageWriter>, machine:
     memory(&gateway.config, &writer.config, machine, &mut findings);
     driver(&gateway.config, machine, &mut findings);
     agreement(&gateway.config, &writer.config, &mut findings);
-    cluster(&writer.config, &mut findings);
+    cluster(&writer.config, machine, &mut findings);
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
 
     let mut text = String::new();
@@ -295,12 +315,11 @@ fn agreement(gateway: &Gateway, writer: &StorageWriter, findings: &mut Vec<Findi
     }
 }
 
-fn cluster(writer: &StorageWriter, findings: &mut Vec<Finding>) {
+fn cluster(writer: &StorageWriter, machine: &Machine, findings: &mut Vec<Finding>) {
     if writer.store != Engine::Scylla {
         return;
     }
     let options = &writer.scylla;
-    let has = |path: &std::path::Path| !path.as_os_str().is_empty();
     let mut find = |severity, text: String| findings.push(Finding { severity, text });
     if has(&options.password_file) == options.user.is_empty() {
         let text = "scylla.user and scylla.password_file are of use together only: set both or none".to_owned();
@@ -309,5 +328,14 @@ fn cluster(writer: &StorageWriter, findings: &mut Vec<Finding>) {
     if has(&options.password_file) && !has(&options.tls_ca) {
         let text = "the password of scylla.user goes over the network as it is: set scylla.tls_ca".to_owned();
         find(Severity::Warning, text);
+    }
+    for (key, path) in writer.files() {
+        for (_, why) in machine.unreadable.iter().filter(|(unreadable, _)| unreadable == path) {
+            let text = format!(
+                "{key} = {path:?} cannot be read: {why}; the storage-writer reads it when it starts: make it readable \
+                 for who starts it, or correct the path"
+            );
+            find(Severity::Error, text);
+        }
     }
 }

@@ -31,7 +31,14 @@ fn gateway_error(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> St
 }
 
 fn machine() -> Machine {
-    Machine { cores: 2, memory_bytes: 24 << 30, nofile: 20_000, memlock_bytes: Some(8 << 20), uring: true }
+    Machine {
+        cores: 2,
+        memory_bytes: 24 << 30,
+        nofile: 20_000,
+        memlock_bytes: Some(8 << 20),
+        uring: true,
+        unreadable: Vec::new(),
+    }
 }
 
 #[test]
@@ -179,8 +186,14 @@ fn check_explains_every_conflict() {
     let flags = pairs(&[("message.payload_bytes_max", "1000")]);
     let gateway = load_gateway(Sources { dir: Some(dir.path()), env: &env, flags: &flags }).unwrap();
     let writer = load_storage_writer(Sources { dir: Some(dir.path()), env: &env, flags: &[] }).unwrap();
-    let small =
-        Machine { cores: 2, memory_bytes: 512 << 20, nofile: 4_096, memlock_bytes: Some(64 << 10), uring: true };
+    let small = Machine {
+        cores: 2,
+        memory_bytes: 512 << 20,
+        nofile: 4_096,
+        memlock_bytes: Some(64 << 10),
+        uring: true,
+        unreadable: Vec::new(),
+    };
     let report = check(&gateway, &writer, &small);
     assert!(!report.is_ok());
     let findings: Vec<String> =
@@ -228,12 +241,13 @@ fn a_slip_in_the_first_part_of_a_name_is_not_passed_over() {
 
 #[test]
 fn a_cluster_is_configured_whole() {
-    let check_of = |writer: &str| {
+    let check_on = |writer: &str, machine: &Machine| {
         let dir = dir("", writer);
         let sources = Sources { dir: Some(dir.path()), env: &[], flags: &[] };
         let (gateway, writer) = (load_gateway(sources).unwrap(), load_storage_writer(sources).unwrap());
-        check(&gateway, &writer, &machine())
+        check(&gateway, &writer, machine)
     };
+    let check_of = |writer: &str| check_on(writer, &machine());
     let good = "store = \"scylla\"\n[readers]\nthreads = 16\n[scylla]\ncontact_points = [\"a:1\", \"b:2\"]\n";
     let report = check_of(good);
     assert!(report.findings.is_empty(), "{:?}", report.findings);
@@ -243,6 +257,10 @@ fn a_cluster_is_configured_whole() {
     assert!(report.is_ok());
     let findings: Vec<&str> = report.findings.iter().map(|finding| finding.text.as_str()).collect();
     insta::assert_snapshot!(findings.join("\n"));
+    let unreadable = vec![("ca.pem".into(), "Permission denied (os error 13)".to_owned())];
+    let report = check_on("store = \"scylla\"\n[scylla]\ntls_ca = \"ca.pem\"\n", &Machine { unreadable, ..machine() });
+    assert!(!report.is_ok());
+    insta::assert_snapshot!("a_file_that_cannot_be_read", report.findings[0].text);
     let bad = dir(
         "",
         "store = \"cassandra\"\n[scylla]\ncontact_points = []\nkeyspace = \"a;b\"\nlease_ms = 1\n\

@@ -95,8 +95,14 @@ static SHIPPED: LazyLock<(Loaded<Gateway>, Loaded<StorageWriter>)> = LazyLock::n
     (gateway, load_storage_writer(Sources::default()).expect("the shipped file is valid"))
 });
 
-const MACHINE: Machine =
-    Machine { cores: 2, memory_bytes: 24 << 30, nofile: 20_000, memlock_bytes: Some(8 << 20), uring: true };
+const MACHINE: Machine = Machine {
+    cores: 2,
+    memory_bytes: 24 << 30,
+    nofile: 20_000,
+    memlock_bytes: Some(8 << 20),
+    uring: true,
+    unreadable: Vec::new(),
+};
 
 /// The two files as `parley check` prints them.
 fn printed(gateway: &Loaded<Gateway>, writer: &Loaded<StorageWriter>) -> (String, String) {

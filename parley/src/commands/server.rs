@@ -171,7 +171,7 @@ fn machine() -> Machine {
     let nofile = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
     let memlock_bytes = getrlimit(Resource::Memlock).current;
     let uring = matches!(probe(DriverChoice::Uring), Probe::Use(_));
-    Machine { cores, memory_bytes, nofile, memlock_bytes, uring }
+    Machine { cores, memory_bytes, nofile, memlock_bytes, uring, unreadable: Vec::new() }
 }
 
 /// Logs to the standard error.
