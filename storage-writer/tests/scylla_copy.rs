@@ -4,6 +4,8 @@
 mod common;
 #[path = "copy/grown.rs"]
 mod grown;
+#[path = "scylla_copy/race.rs"]
+mod race;
 mod scylla_common;
 
 use common::Opened;

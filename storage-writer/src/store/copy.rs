@@ -182,6 +182,7 @@ fn run(source: &Source, target: &mut dyn Target, say: &mut dyn FnMut(&str)) -> R
     let name = target.name();
     let mut journey = match target.found()? {
         Found::Nothing => {
+            say(&format!("marking {name}"));
             let mark = Mark::draw(source)?;
             let journey = Journey::begin(source, mark, name)?;
             target.begin(mark)?;

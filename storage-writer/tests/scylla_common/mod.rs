@@ -171,14 +171,19 @@ impl Bench {
 
     /// Runs CQL of its own, past the executor.
     pub fn cql(&self, text: &str) {
-        let text = text.replace("KS.", &format!("{}.", self.keyspace.0.keyspace));
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let builder = scylla::client::session_builder::SessionBuilder::new();
-            let session = builder.known_nodes(&self.keyspace.0.contact_points).build().await.expect("a session");
-            session.query_unpaged(text.as_str(), ()).await.expect("a statement");
-        });
+        cql(&self.keyspace, text);
     }
+}
+
+/// Runs CQL; `KS.` stands for the keyspace.
+pub fn cql(keyspace: &Keyspace, text: &str) {
+    let text = text.replace("KS.", &format!("{}.", keyspace.0.keyspace));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let builder = scylla::client::session_builder::SessionBuilder::new();
+        let session = builder.known_nodes(&keyspace.0.contact_points).build().await.expect("a session");
+        session.query_unpaged(text.as_str(), ()).await.expect("a statement");
+    });
 }
 
 /// Certificate of an authority that signed nothing here.

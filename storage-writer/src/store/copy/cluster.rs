@@ -95,6 +95,16 @@ impl Cluster {
         }
     }
 
+    /// What a storage-writer that has ever had the lease keeps there, in words.
+    fn served(&self) -> Result<Option<String>, CopyError> {
+        match self.executor.ask_and_wait(SET, &LeaseAsk::Read) {
+            Ok(LeaseAnswer::Row(row)) => Ok(row.filter(|row| row.writer_epoch > 0).map(|row| {
+                format!("what a storage-writer keeps there: it has served under epoch {}", row.writer_epoch)
+            })),
+            other => Err(self.failed(&format!("the lease: {other:?}"))),
+        }
+    }
+
     fn send(&mut self, next: Sent, sent: &mut HashMap<u64, Sent>) {
         let id = self.statement_next;
         self.statement_next += 1;
@@ -141,14 +151,8 @@ impl Target for Cluster {
             self.mark = String::from_utf8(mark).ok().and_then(|text| Mark::from_text(&text));
             return Ok(Found::Unfinished(self.mark));
         }
-        match self.executor.ask_and_wait(SET, &LeaseAsk::Read) {
-            Ok(LeaseAnswer::Row(None)) => {}
-            Ok(LeaseAnswer::Row(Some(row))) if row.writer_epoch == 0 => {}
-            Ok(LeaseAnswer::Row(Some(row))) => {
-                let what = format!("what a storage-writer keeps there: it has served under epoch {}", row.writer_epoch);
-                return Ok(Found::Other(what));
-            }
-            other => return Err(self.failed(&format!("the lease: {other:?}"))),
+        if let Some(what) = self.served()? {
+            return Ok(Found::Other(what));
         }
         let table = self.executor.table_with_rows(&self.options).map_err(CopyError::Cluster)?;
         Ok(table.map_or(Found::Nothing, |table| Found::Other(format!("rows already, in the table {table}"))))
@@ -160,11 +164,18 @@ impl Target for Cluster {
             return Err(self.failed("another copy has just begun"));
         }
         self.mark = Some(mark);
-        Ok(())
+        // A writer that looked for a mark before there was one looks again once it has the lease: of these two looks at
+        // least one finds the other.
+        let Some(what) = self.served()? else { return Ok(()) };
+        self.finish()?;
+        Err(CopyError::Foreign { target: self.name(), what })
     }
 
     fn resume(&mut self, _rows: u64) -> Result<(), CopyError> {
-        Ok(())
+        match self.served()? {
+            None => Ok(()),
+            Some(what) => Err(CopyError::Foreign { target: self.name(), what }),
+        }
     }
 
     fn put(&mut self, source: &Source, table: Table, chunk: &Chunk) -> Result<(), CopyError> {

@@ -48,8 +48,8 @@ impl Rows for ClusterReader {
 
 /// Rows, asked for inside the lease only. A read changes something, too: it repairs the rows that it asks for, some here
 /// and some there, under the hands of the next writer.
-struct Leased<'a> {
-    reader: &'a ClusterReader,
+struct Leased<'a, R> {
+    reader: R,
     flying: &'a Flying,
 }
 
@@ -57,7 +57,7 @@ fn outside() -> StatementResult {
     Err(StatementError::Unknown("the lease ran out".to_owned()))
 }
 
-impl Rows for Leased<'_> {
+impl<R: Rows> Rows for Leased<'_, R> {
     fn read(&self, read: &Read) -> StatementResult {
         if self.flying.is_held() { self.reader.read(read) } else { outside() }
     }
@@ -81,12 +81,66 @@ impl ClusterSight {
 
 impl Sight for ClusterSight {
     fn answer(&self, options: &ReadOptions, ask: &Ask) -> Reply {
-        match self.flying.get() {
-            Some(planner) => {
-                let rows = Leased { reader: &self.reader, flying: &self.flying };
-                answer(&CqlView::new(rows, planner), options, ask)
-            }
-            None => Reply::Refused(ErrorCode::Unavailable),
+        inside_the_lease(&self.reader, &self.flying, options, ask)
+    }
+}
+
+fn inside_the_lease(reader: impl Rows, flying: &Flying, options: &ReadOptions, ask: &Ask) -> Reply {
+    match flying.get() {
+        Some(planner) => answer(&CqlView::new(Leased { reader, flying }, planner), options, ask),
+        None => Reply::Refused(ErrorCode::Unavailable),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use parley_protocol::UserId;
+    use std::cell::{Cell, RefCell};
+    use storage_core::cql::cluster::Cluster;
+    use storage_core::cql::engine::InFlight;
+
+    /// The rows of an empty cluster, and how often one was asked for.
+    struct Asked {
+        cluster: RefCell<Cluster>,
+        reads: Cell<usize>,
+    }
+
+    impl Rows for Asked {
+        fn read(&self, read: &Read) -> StatementResult {
+            self.reads.set(self.reads.get() + 1);
+            self.cluster.borrow_mut().read(read)
         }
+    }
+
+    fn ask(rows: &Asked, flying: &Flying) -> Reply {
+        let options = ReadOptions { inbox_fanout_members_max: 10, sync_backlog_max: 100 };
+        inside_the_lease(rows, flying, &options, &Ask::Inbox { user_id: UserId(1), after: 0, limit: 10 })
+    }
+
+    #[test]
+    fn outside_the_lease_nothing_is_answered_and_no_row_is_asked_for() {
+        let flying = Flying::default();
+        let unavailable = Reply::Refused(ErrorCode::Unavailable);
+        let rows = Asked { cluster: RefCell::new(Cluster::new(1)), reads: Cell::new(0) };
+        flying.set_lease(u64::MAX);
+        assert_eq!(ask(&rows, &flying), unavailable, "nobody is the sequencer");
+        assert_eq!(rows.reads.get(), 0);
+
+        let in_flight = Arc::<Mutex<InFlight>>::default();
+        flying.replace(Some(WriterBounds { epoch: 1, in_flight }));
+        let inside = ask(&rows, &flying);
+        assert!(!matches!(inside, Reply::Refused(_)), "{inside:?}");
+        let reads = rows.reads.get();
+        assert!(reads > 0);
+        // Over, by a word of the writer thread or by the clock alone: the writer thread may stand still.
+        for valid_until_ms in [0, boot_ms() - 1, boot_ms()] {
+            flying.set_lease(valid_until_ms);
+            assert_eq!(ask(&rows, &flying), unavailable, "{valid_until_ms}");
+            let many = [Read::All(storage_core::cql::rows::Partition::Meta { set: 0 })];
+            let many = Leased { reader: &rows, flying: &flying }.read_many(&many);
+            assert!(matches!(&many[..], [Err(StatementError::Unknown(_))]), "{many:?}");
+        }
+        assert_eq!(rows.reads.get(), reads, "a read changes rows, too");
     }
 }

@@ -58,6 +58,8 @@ pub struct ScyllaStore {
     /// What the cluster will not do for the lease, however often it is asked.
     broken: Option<String>,
     term: Option<Term>,
+    /// No copy into the keyspace was under way when this process first had the lease: from then on none begins.
+    unmarked: bool,
     /// Counts the planners: what an earlier one asked for is of no use to a later one.
     terms: u64,
     flying: Arc<Flying>,
@@ -89,6 +91,7 @@ impl ScyllaStore {
             leases: 1,
             broken: None,
             term: None,
+            unmarked: false,
             terms: 0,
             flying: Arc::default(),
             metrics,
@@ -176,6 +179,9 @@ impl ScyllaStore {
         self.ask_for_lease();
         match self.lease.state(boot_ms()) {
             LeaseState::Held { epoch, valid_until, .. } => {
+                if !self.is_unmarked() {
+                    return;
+                }
                 if self.term.as_ref().is_none_or(|term| term.epoch != epoch) {
                     self.begin(epoch);
                 }
@@ -197,6 +203,24 @@ impl ScyllaStore {
             }
             LeaseState::Watching { .. } | LeaseState::Taking | LeaseState::WaitingOut { .. } => self.end_term(),
         }
+    }
+
+    /// Looks once, with the lease in hand, whether a copy into the keyspace has begun since this process looked at its
+    /// start: the copy looks at the lease after it has set its mark, so that one of the two gives way.
+    fn is_unmarked(&mut self) -> bool {
+        if self.unmarked || self.broken.is_some() {
+            return self.unmarked;
+        }
+        match self.executor.copy_mark(&self.options.cluster) {
+            Ok(None) => self.unmarked = true,
+            Ok(Some(_)) => {
+                let keyspace = self.options.cluster.keyspace.clone();
+                self.broken = Some(OpenError::Unfinished { keyspace }.to_string());
+            }
+            // Asked again with the next move.
+            Err(error) => tracing::warn!("{error}"),
+        }
+        self.unmarked
     }
 
     fn begin(&mut self, epoch: u64) {
