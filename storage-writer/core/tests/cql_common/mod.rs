@@ -3,6 +3,8 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 pub mod random;
+#[path = "../common/work.rs"]
+pub mod work;
 
 use parley_protocol::partition::split_mix_64;
 use parley_protocol::{ChatId, UserId};
