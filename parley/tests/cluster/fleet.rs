@@ -27,6 +27,11 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Starts everything, and waits until it serves.
     pub(crate) fn start(lease_ms: u32) -> Self {
+        Self::start_in(lease_ms, |_| {})
+    }
+
+    /// The same over rows that `prepare` puts into the empty tables first; it gets the flags that name them.
+    pub(crate) fn start_in(lease_ms: u32, prepare: impl FnOnce(&[String])) -> Self {
         let turn = TURN.lock().unwrap_or_else(|poisoned| {
             // The test before may have left nodes dead.
             cluster().heal();
@@ -45,6 +50,7 @@ impl Fleet {
             .gateway("writer.link_retry_max_ms", 500)
             .gateway("writer.sockets", [socket(data.path(), 0), socket(data.path(), 1)].join(","));
         let keyspace = Keyspace::of(data.path()).with_tables();
+        prepare(&keyspace.flags());
         DevKey::load_or_create(data.path()).expect("a development key");
         let writer_admins = [Port::take(), Port::take()];
         let (listen, admin) = (Port::take(), Port::take());

@@ -8,6 +8,7 @@
 #[allow(dead_code, reason = "each test binary uses a part")]
 mod common;
 
+mod copied;
 mod fleet;
 mod nodes;
 mod takeover;
