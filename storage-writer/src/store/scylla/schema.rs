@@ -8,6 +8,7 @@ use super::lease::applied;
 pub use super::tables::TableOption;
 use super::tables::{LEASES, SCHEMA_VERSION, TABLES};
 use scylla::client::session::Session;
+use scylla::cluster::metadata::Keyspace;
 use scylla::policies::load_balancing::{NodeIdentifier, SingleTargetLoadBalancingPolicy};
 use scylla::response::query_result::QueryResult;
 use scylla::statement::Consistency;
@@ -131,6 +132,10 @@ impl Change<'_> {
     async fn run(mut self, schema: &SchemaOptions) -> Result<u32, OpenError> {
         let keyspace = self.keyspace;
         self.keyspace(schema).await?;
+        if schema.table_options.is_empty() && self.is_current().await? {
+            (self.say)(&format!("schema version {SCHEMA_VERSION_KNOWN}: nothing to migrate"));
+            return Ok(SCHEMA_VERSION_KNOWN);
+        }
         self.ddl(&SCHEMA_VERSION.create(keyspace, &schema.table_options), "creating the table schema_version").await?;
         // Who finds it made by another is not told by the driver that some nodes do not know it yet.
         self.agree().await?;
@@ -188,6 +193,15 @@ impl Change<'_> {
         self.transaction(&text, &[CqlValue::Text(ROW_VERSION.to_owned()), version]).await?;
         (self.say)(&format!("schema version {SCHEMA_VERSION_KNOWN}: done"));
         Ok(SCHEMA_VERSION_KNOWN)
+    }
+
+    /// Whether all is there. The version is written last, when all nodes have the tables: who starts again waits for no
+    /// agreement, which takes long while others change schemas of their own.
+    async fn is_current(&self) -> Result<bool, OpenError> {
+        let state = self.session.get_cluster_state();
+        let has_version = |keyspace: &Keyspace| keyspace.tables.contains_key(SCHEMA_VERSION.name);
+        Ok(state.get_keyspace(self.keyspace).is_some_and(has_version)
+            && stored_version(&self.session, self.keyspace).await? == Some(SCHEMA_VERSION_KNOWN))
     }
 
     async fn agree(&self) -> Result<(), OpenError> {
