@@ -72,6 +72,7 @@ pub(crate) const GATEWAY: &[(&str, Rule)] = &[
     ("writer.link_retry_min_ms", Rule::Range(1, 60_000)),
     ("writer.link_retry_max_ms", Rule::Range(1, 60_000)),
     ("writer.link_idle_ms", Rule::Range(100, 600_000)),
+    ("writer.refuse_after_ms", Rule::Range(0, 600_000)),
     ("lobby.connections_max", Rule::Range(1, 1 << 16)),
     ("lobby.head_bytes_max", Rule::Range(512, 65_536)),
     ("lobby.handshake_timeout_ms", Rule::Range(10, 600_000)),

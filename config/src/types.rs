@@ -134,6 +134,8 @@ pub struct WriterLink {
     pub link_retry_max_ms: u64,
     /// Milliseconds of silence after which a link with requests in flight is taken for dead.
     pub link_idle_ms: u64,
+    /// Milliseconds that a lost link may be away before what was not sent on it yet is refused.
+    pub refuse_after_ms: u64,
 }
 
 /// Connections that have no session yet.

@@ -250,6 +250,7 @@ fn shard_options(options: &Options, shards: u16, gateway: u128) -> ShardOptions 
         link_retry_min_ms: writer.link_retry_min_ms,
         link_retry_max_ms: writer.link_retry_max_ms,
         link_idle_ms: writer.link_idle_ms,
+        link_refuse_after_ms: writer.refuse_after_ms,
         reconnect_spread_ms: config.reconnect_spread_ms,
         drain_patience_ms: config.drain_timeout_ms * 7 / 10,
     }

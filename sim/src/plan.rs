@@ -346,6 +346,7 @@ impl Plan {
             link_retry_min_ms: 5,
             link_retry_max_ms: 200,
             link_idle_ms: 1_000,
+            link_refuse_after_ms: 100,
             link_writers: self.writers(),
             link_hello_ms: if self.on_cluster() { 100 } else { 1_000 },
             reconnect_spread_ms: 200,

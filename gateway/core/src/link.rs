@@ -96,6 +96,14 @@ pub struct Link<T> {
     writer: u16,
     /// Those that were tried in this round.
     tried: u16,
+    /// One of them said that it stands by.
+    stands_by: bool,
+    /// Rounds in a row in which nobody said anything.
+    silent_rounds: u32,
+    /// The epoch of the last writer that welcomed it.
+    writer_epoch: u64,
+    /// Whom to try next, whoever's turn it is.
+    next: Option<u16>,
 }
 
 impl<T> Link<T> {
@@ -118,6 +126,10 @@ impl<T> Link<T> {
             writers: writers.max(1),
             writer: 0,
             tried: 0,
+            stands_by: false,
+            silent_rounds: 0,
+            writer_epoch: 0,
+            next: None,
         }
     }
 
@@ -153,6 +165,35 @@ impl<T> Link<T> {
         self.failures
     }
 
+    /// Rounds in a row in which no writer said anything, not even that it stands by: they may all be slow.
+    pub fn silent_rounds(&self) -> u32 {
+        self.silent_rounds
+    }
+
+    /// The epoch of the last writer that welcomed it; 0 before.
+    pub fn writer_epoch(&self) -> u64 {
+        self.writer_epoch
+    }
+
+    /// The writer fell silent: the next attempt is for another one, though this one welcomed the link.
+    pub fn distrust(&mut self) {
+        if self.state == State::Up {
+            self.state = State::Greeting;
+        }
+    }
+
+    /// Another link found that this writer is active: it is tried next, at once. Whoever is tried now, or was open, is left
+    /// when the link goes down.
+    pub fn follow(&mut self, writer: u16) {
+        let writer = writer % self.writers;
+        self.tried = 0;
+        if self.state == State::Down {
+            self.writer = writer;
+        } else {
+            self.next = Some(writer);
+        }
+    }
+
     /// How many writers there are.
     pub fn writers(&self) -> u16 {
         self.writers
@@ -185,6 +226,11 @@ impl<T> Link<T> {
         let was_open = self.state == State::Up;
         self.state = State::Down;
         self.input.clear();
+        if let Some(next) = self.next.take() {
+            self.writer = next;
+            self.tried = 0;
+            return Retry::Now;
+        }
         // Who welcomed it is tried again first: it knows best whether it is still active.
         if !was_open {
             self.writer = (self.writer + 1) % self.writers;
@@ -195,6 +241,8 @@ impl<T> Link<T> {
         }
         self.tried = 0;
         self.failures = self.failures.saturating_add(1);
+        let silent = !was_open && !std::mem::take(&mut self.stands_by);
+        self.silent_rounds = if silent { self.silent_rounds.saturating_add(1) } else { 0 };
         Retry::Paused
     }
 
@@ -205,6 +253,28 @@ impl<T> Link<T> {
         let request = ToWriter::Request(Request { no, home_epoch: self.home_epoch, ask });
         self.pending.push_back(Pending { request, sent: 0, tag: Some(tag) });
         self.unanswered += 1;
+    }
+
+    /// Takes back those of the requests that were never sent on any link for which `refusable` holds, as if the writer
+    /// had done nothing for them: it never heard of them. What was sent even once stays, and so does the order.
+    pub fn take_back(&mut self, refusable: impl Fn(&Ask) -> bool, events: &mut VecDeque<LinkEvent<T>>) {
+        // Sent ones are never behind unsent ones: all leave in order.
+        let mut from = self.pending.len();
+        while from > 0 && self.pending[from - 1].sent == 0 {
+            from -= 1;
+        }
+        for mut pending in self.pending.split_off(from) {
+            let ToWriter::Request(request) = &mut pending.request else { continue };
+            if !refusable(&request.ask) {
+                // Nobody knows the number that it had.
+                request.no = self.first_no + self.pending.len() as u64;
+                self.pending.push_back(pending);
+            } else if let Some(tag) = pending.tag {
+                self.unanswered -= 1;
+                events.push_back(LinkEvent::Answer { tag, resent: false, reply: Reply::Failed });
+            }
+        }
+        self.next_unsent = self.next_unsent.min(self.pending.len());
     }
 
     /// How many entries may be unanswered on the link.
@@ -277,7 +347,7 @@ impl<T> Link<T> {
 
     fn handle_record(&mut self, record: ToGateway, events: &mut VecDeque<LinkEvent<T>>) -> Result<(), DecodeError> {
         match record {
-            ToGateway::Welcome(LinkWelcome { home_epoch, .. }) => {
+            ToGateway::Welcome(LinkWelcome { home_epoch, writer_epoch }) => {
                 // A granted epoch never changes: another one means that this gateway is not the holder any more.
                 if home_epoch == 0 || (self.home_epoch != 0 && self.home_epoch != home_epoch) {
                     events.push_back(LinkEvent::Fenced);
@@ -287,6 +357,10 @@ impl<T> Link<T> {
                 self.state = State::Up;
                 self.failures = 0;
                 self.tried = 0;
+                self.stands_by = false;
+                self.silent_rounds = 0;
+                self.writer_epoch = writer_epoch;
+                self.next = None;
                 events.push_back(LinkEvent::Up { again: self.was_up });
                 self.was_up = true;
             }
@@ -296,6 +370,7 @@ impl<T> Link<T> {
             ToGateway::NotActive { active } => {
                 // Nothing leaves on this link any more, and its end counts as a failed attempt.
                 self.state = State::Greeting;
+                self.stands_by = true;
                 events.push_back(LinkEvent::NotActive(active));
             }
             ToGateway::Answer(Answer { reply: Reply::Fenced, .. }) => events.push_back(LinkEvent::Fenced),

@@ -157,6 +157,14 @@ pub enum Fanout {
     NudgeAll,
     /// The epoch that shard 0 was granted.
     Epoch(u64),
+    /// The sender's link is open: this writer is active, unless one of a higher epoch is. Lost, every shard finds it out by
+    /// itself, later.
+    Writer {
+        /// Which one.
+        writer: u16,
+        /// Since when it is active.
+        writer_epoch: u64,
+    },
 }
 
 impl MeshMessage for Mesh {

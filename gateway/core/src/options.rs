@@ -85,6 +85,8 @@ pub struct Options {
     pub link_idle_ms: u64,
     /// Reconnects of a drain are spread over this.
     pub reconnect_spread_ms: u64,
+    /// A link that is away for so long: what was never sent on it is refused, to be sent again later, and does not wait.
+    pub link_refuse_after_ms: u64,
     /// Sessions are closed this long after a drain began, answered or not.
     pub drain_patience_ms: u64,
 }
@@ -133,6 +135,7 @@ impl Default for Options {
             link_retry_min_ms: 50,
             link_retry_max_ms: 2_000,
             link_idle_ms: 10_000,
+            link_refuse_after_ms: 2_000,
             reconnect_spread_ms: 2_000,
             drain_patience_ms: 7_000,
         }

@@ -25,6 +25,9 @@ impl Shard {
         if let Some(home) = self.chats.get_mut(&chat_id) {
             home.used = true;
             if let Phase::Loading(asks) = &mut home.phase {
+                if self.away.refuses() {
+                    return self.reply(origin, refused(&ask, ErrorCode::Unavailable), out);
+                }
                 return asks.push((origin, ask));
             }
             return self.home_act(now, origin, ask, out);
@@ -36,16 +39,16 @@ impl Shard {
         self.chat_clock.push_back(chat_id);
         let partition = partition::of_chat(chat_id);
         if planted::has(Bug::HomeLoadsBeforeOpen) {
-            self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+            self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
         }
         match self.barriers[partition as usize] {
             Barrier::Open if planted::has(Bug::HomeLoadsBeforeOpen) => {}
-            Barrier::Open => self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id }),
+            Barrier::Open => self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id }),
             barrier => {
                 self.behind_barrier.entry(partition).or_default().push(chat_id);
                 if barrier == Barrier::Closed {
                     self.barriers[partition as usize] = Barrier::Asked;
-                    self.link.ask(Ask::Open { partition }, Tag::Open { partition });
+                    self.ask(Ask::Open { partition }, Tag::Open { partition });
                 }
             }
         }
@@ -75,7 +78,7 @@ impl Shard {
         if matches!(reply, Reply::Opened) {
             self.barriers[partition as usize] = Barrier::Open;
             for chat_id in chats.into_iter().filter(|_| !planted::has(Bug::HomeLoadsBeforeOpen)) {
-                self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+                self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
             }
         } else {
             self.barriers[partition as usize] = Barrier::Closed;
@@ -128,13 +131,13 @@ impl Shard {
         if matches!(home.phase, Phase::Ready) {
             home.before = Some(home.members.iter().map(|member| member.user_id).collect());
             home.phase = Phase::Loading(Vec::new());
-            self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+            self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
         }
     }
 
     pub(super) fn reload_due(&mut self, chat_id: ChatId) {
         if self.chats.get(&chat_id).is_some_and(|home| home.before.is_some()) {
-            self.link.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+            self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
         }
     }
 
@@ -174,7 +177,7 @@ impl Shard {
                 }
                 home.commands_under_way += 1;
                 let client_msg_id = command.client_msg_id;
-                self.link.ask(Ask::Command(command), Tag::Command { origin, chat_id, client_msg_id });
+                self.ask(Ask::Command(command), Tag::Command { origin, chat_id, client_msg_id });
             }
             HomeAsk::Marks { delivered_seq, read_seq, .. } => {
                 // With a command under way the client may know more than the home: its event may be durable and read
@@ -199,7 +202,7 @@ impl Shard {
         }
     }
 
-    fn reply(&mut self, origin: Origin, reply: HomeReply, out: &mut Out) {
+    pub(super) fn reply(&mut self, origin: Origin, reply: HomeReply, out: &mut Out) {
         let message = Mesh::Reply { origin, reply };
         if origin.shard == self.options.shard {
             self.local.push_back(message);
@@ -375,7 +378,7 @@ impl Shard {
         home.marks_under_way = true;
         home.receipts_ms = Some(now.mono_ms);
         let marks = std::mem::take(&mut home.marks);
-        self.link.ask(Ask::Marks { chat_id, marks: marks.clone() }, Tag::Marks { chat_id, marks });
+        self.ask(Ask::Marks { chat_id, marks: marks.clone() }, Tag::Marks { chat_id, marks });
     }
 
     /// The log has the marks of a chat: the others are told, and the user's own devices.
@@ -466,7 +469,7 @@ impl Shard {
 }
 
 /// The refusal of what a session asked.
-fn refused(ask: &HomeAsk, code: ErrorCode) -> HomeReply {
+pub(super) fn refused(ask: &HomeAsk, code: ErrorCode) -> HomeReply {
     let chat_id = ask.chat_id();
     match ask {
         HomeAsk::Command(command) => HomeReply::Error { code, chat_id, client_msg_id: Some(command.client_msg_id) },

@@ -93,6 +93,7 @@ impl Shard {
                 self.link.set_home_epoch(home_epoch);
                 self.connect_link(out);
             }
+            Fanout::Writer { writer, writer_epoch } => self.follow_writer(writer, writer_epoch, out),
         }
     }
 
@@ -198,7 +199,8 @@ impl Shard {
             Fanout::Nudge(users) => owed.nudges.extend(users),
             Fanout::NudgeAll => owed.nudge_all = true,
             // Receipts, heads and live events of large chats come again, or show as a gap that history fills.
-            Fanout::Beside { .. } | Fanout::Live { .. } => return,
+            // Who the active writer is, each shard finds out by itself.
+            Fanout::Beside { .. } | Fanout::Live { .. } | Fanout::Writer { .. } => return,
             // As many as members can be removed within one pause: bounded by the commands under way.
             Fanout::Subscribed { .. }
             | Fanout::EndSubscription { .. }

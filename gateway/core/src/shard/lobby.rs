@@ -219,7 +219,7 @@ impl Shard {
         if let Some(lobby) = self.lobby(conn) {
             lobby.stage = Stage::Login { seat: Box::new(seat) };
         }
-        self.link.ask(ask, Tag::Login { conn });
+        self.ask(ask, Tag::Login { conn });
     }
 
     /// The storage tier said who the user is.

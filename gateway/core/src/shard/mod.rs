@@ -2,6 +2,7 @@
 //! by [`Brain`], outputs leave as data. A file each for what happens in the lobby, to a client's frames, to streams, in
 //! chat homes, and between shards.
 
+mod away;
 mod chats;
 mod frames;
 mod home;
@@ -59,6 +60,8 @@ enum Timer {
     Link,
     /// Look whether the link is dead; counts the links.
     LinkIdle(u32),
+    /// The link is away too long for anybody to wait.
+    LinkAway,
     /// Try again what the mesh had no room for.
     Owed,
     /// Go on reading after a nudge to everybody.
@@ -140,6 +143,8 @@ pub struct Shard {
     link: Link<Tag>,
     link_events: VecDeque<LinkEvent<Tag>>,
     link_heard_ms: u64,
+    /// What is asked of the storage tier, and how long it has been away.
+    away: away::Away,
     /// Why the storage tier takes no commands; empty while it does.
     storage_reason: String,
     /// Counts the links that were connected.
@@ -172,10 +177,12 @@ impl Shard {
         if options.shard == 0 {
             timers.arm(now.mono_ms, Timer::Link);
         }
+        timers.arm(now.mono_ms + options.link_refuse_after_ms, Timer::LinkAway);
         Self {
             link: Link::new(options.gateway, options.shard, shards, options.link_window, options.link_writers),
             link_events: VecDeque::new(),
             link_heard_ms: 0,
+            away: away::Away::since(now.mono_ms),
             storage_reason: String::new(),
             link_count: 0,
             credits: Credits::new(shards, options.mesh_requests_max),
@@ -228,10 +235,17 @@ impl Shard {
 
     /// Ends every event: messages to this shard itself, requests that wait to leave, gauges.
     fn settle(&mut self, now: Now, out: &mut Out) {
-        while let Some(message) = self.local.pop_front() {
-            self.take_mesh(now, self.options.shard, message, out);
+        loop {
+            while let Some(message) = self.local.pop_front() {
+                self.take_mesh(now, self.options.shard, message, out);
+            }
+            self.start_reads(now);
+            // What was refused while the link is away. Each may let another frame of its session go on, no more.
+            if self.link_events.is_empty() {
+                break;
+            }
+            self.take_link_events(now, out);
         }
-        self.start_reads(now);
         if self.link.wants_transmit() {
             let link = &mut self.link;
             out.link_send_with(|arena| link.transmit(arena));
@@ -272,6 +286,7 @@ impl Shard {
             Retry::Now => 0,
             Retry::Paused => self.link_pause_ms(),
         };
+        self.link_away(now);
         self.timers.arm(now.mono_ms + pause, Timer::Link);
     }
 
@@ -289,13 +304,13 @@ impl Shard {
     }
 
     /// How long the link may owe something and say nothing. With several writers a hello is not waited for as long as an
-    /// answer; each round that none answers, it is waited for longer, as they may just be slow.
+    /// answer; each round that none says anything, it is waited for longer, as they may just be slow.
     fn link_patience_ms(&self) -> u64 {
         let idle_ms = self.options.link_idle_ms;
         if self.link.state() == State::Up || self.link.writers() == 1 {
             return idle_ms;
         }
-        (self.options.link_hello_ms.max(1) << self.link.failures().min(16)).min(idle_ms)
+        (self.options.link_hello_ms.max(1) << self.link.silent_rounds().min(16)).min(idle_ms)
     }
 
     /// A link that owes answers and says nothing is closed: the requests are sent again on the next one.
@@ -309,9 +324,40 @@ impl Shard {
         }
         let dead_at = self.link_heard_ms + self.link_patience_ms();
         if now.mono_ms >= dead_at {
+            self.link.distrust();
             out.push(Output::LinkClose);
         } else {
             self.timers.arm(dead_at, Timer::LinkIdle(link_count));
+        }
+    }
+
+    /// The other shards need not find out one by one that another writer is active now.
+    fn tell_writer(&mut self, now: Now, out: &mut Out) {
+        let (writer, writer_epoch, here) = (self.link.writer(), self.link.writer_epoch(), self.options.shard);
+        if self.link.writers() == 1 {
+            return;
+        }
+        for shard in (0..self.options.shards).filter(|shard| *shard != here) {
+            self.fan_out(now, shard, Fanout::Writer { writer, writer_epoch }, out);
+        }
+    }
+
+    /// Another shard's link is open. Epochs only rise: whoever is linked to an older one is linked to nobody's writer.
+    fn follow_writer(&mut self, writer: u16, writer_epoch: u64, out: &mut Out) {
+        if writer_epoch <= self.link.writer_epoch() {
+            return;
+        }
+        match self.link.state() {
+            State::Connecting | State::Greeting if self.link.writer() == writer => {}
+            State::Down => {
+                self.link.follow(writer);
+                self.connect_link(out);
+            }
+            State::Connecting => self.link.follow(writer),
+            State::Greeting | State::Up => {
+                self.link.follow(writer);
+                out.push(Output::LinkClose);
+            }
         }
     }
 
@@ -320,6 +366,8 @@ impl Shard {
             match event {
                 LinkEvent::Up { again } => {
                     self.stats.link_opened_total += 1;
+                    self.away = away::Away::default();
+                    self.tell_writer(now, out);
                     if self.options.shard == 0 && !again {
                         let epoch = self.link.home_epoch();
                         (1..self.options.shards).for_each(|shard| self.fan_out(now, shard, Fanout::Epoch(epoch), out));
@@ -354,6 +402,7 @@ impl Shard {
             Timer::Reload(chat_id) => self.reload_due(chat_id),
             Timer::Link => self.connect_link(out),
             Timer::LinkIdle(link_count) => self.link_idle(now, link_count, out),
+            Timer::LinkAway => self.away_due(now, out),
             Timer::Owed => self.pay_owed(now, out),
             Timer::NudgeWalk => self.walk_nudges(now),
             Timer::DrainEnd => self.end_drain(now, out),

@@ -192,7 +192,7 @@ impl Shard {
             }
             _ => unreachable!("the other frames have another target"),
         };
-        self.link.ask(ask, tag);
+        self.ask(ask, tag);
     }
 
     /// Checks a new token, and asks whether it is for the same user: that the storage tier knows. A service's token says
@@ -209,7 +209,7 @@ impl Shard {
             return bad("this session needs a service token");
         }
         let ask = Ask::LookUp { issuer: identity.issuer, subject: identity.subject };
-        self.link.ask(ask, Tag::Renew { conn, expires_at_ms: identity.expires_at_ms });
+        self.ask(ask, Tag::Renew { conn, expires_at_ms: identity.expires_at_ms });
         Ok(())
     }
 

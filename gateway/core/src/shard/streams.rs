@@ -299,7 +299,7 @@ impl Shard {
             let ask = Ask::Inbox { user_id: session.user_id, after: session.stream.position(), limit };
             self.reads_under_way += 1;
             self.stats.inbox_reads_total += 1;
-            self.link.ask(ask, Tag::Inbox { conn });
+            self.ask(ask, Tag::Inbox { conn });
         }
     }
 

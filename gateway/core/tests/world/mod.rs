@@ -87,6 +87,8 @@ pub struct World {
     writer_options: storage_core::Options,
     link_inputs: BTreeMap<u64, (usize, u16, Vec<u8>)>,
     pub writer_stopped: bool,
+    /// No link comes up.
+    pub writer_away: bool,
     /// Commits wait for the store, in order; the writer goes on and reads are answered without them.
     pub store_stopped: bool,
     commits_waiting: VecDeque<(OpId, StoreRequest)>,
@@ -115,6 +117,7 @@ impl World {
             writer_options,
             link_inputs: BTreeMap::new(),
             writer_stopped: false,
+            writer_away: false,
             store_stopped: false,
             commits_waiting: VecDeque::new(),
             answers_for_the_writer: None,
@@ -315,7 +318,17 @@ impl World {
         }
     }
 
+    /// All links of a gateway break, and none comes up until `writer_away` says otherwise.
+    pub fn lose_the_writer(&mut self, gateway: usize) {
+        self.writer_away = true;
+        (0..self.gateways[gateway].shards.len() as u16).for_each(|shard| self.cut_link(gateway, shard));
+        self.settle();
+    }
+
     fn connect_link(&mut self, gateway: usize, shard: u16) {
+        if self.writer_away {
+            return self.brain(gateway, shard, |shard, now, out| shard.handle_link_down(now, out));
+        }
         let link = self.next_link;
         self.next_link += 1;
         self.gateways[gateway].links[shard as usize] = Some(link);
