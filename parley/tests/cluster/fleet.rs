@@ -48,6 +48,9 @@ impl Fleet {
             .gateway("writer.link_idle_ms", 1_500)
             .gateway("writer.link_hello_ms", 300)
             .gateway("writer.link_retry_max_ms", 500)
+            .gateway("writer.refuse_after_ms", 500)
+            // Nodes may take minutes to come back, and not every device of a test has something to say meanwhile.
+            .gateway("session.heartbeat_timeout_ms", 600_000)
             .gateway("writer.sockets", [socket(data.path(), 0), socket(data.path(), 1)].join(","));
         let keyspace = Keyspace::of(data.path()).with_tables();
         prepare(&keyspace.flags());
