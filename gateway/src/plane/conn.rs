@@ -1,7 +1,6 @@
-//! What both drivers keep of a connection: the table of slots, and the queue of bytes to send.
+//! What both drivers keep of a connection: how far it is on its way out, and the bytes to send.
 
 use bytes::Bytes;
-use gateway_core::output::ConnId;
 use std::collections::VecDeque;
 
 /// Shared bytes up to this size are copied behind what is already queued, so that they leave in one send.
@@ -10,7 +9,7 @@ const JOIN_BYTES_MAX: usize = 4 << 10;
 const SEGMENT_BYTES_MAX: usize = 64 << 10;
 /// Buffers above this capacity are not kept for reuse.
 const POOLED_BYTES_MAX: usize = 16 << 10;
-/// Buffers kept for reuse by one shard.
+/// Buffers, and queues, kept for reuse by one shard.
 const POOLED_MAX: usize = 256;
 
 /// How far a connection is on its way out.
@@ -37,68 +36,30 @@ impl State {
     }
 }
 
-/// Connections by slot. A slot's generation counts its uses, so an id of a former use finds nothing.
-#[derive(Debug)]
-pub(crate) struct Table<T> {
-    slots: Vec<(u32, Option<T>)>,
-    free: Vec<u32>,
-    len_max: usize,
-}
-
-impl<T> Table<T> {
-    pub(crate) fn new(len_max: usize) -> Self {
-        Self { slots: Vec::new(), free: Vec::new(), len_max }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.len() >= self.len_max
-    }
-
-    pub(crate) fn insert(&mut self, value: T) -> Option<ConnId> {
-        if self.is_full() {
-            return None;
-        }
-        let slot = self.free.pop().unwrap_or_else(|| {
-            self.slots.push((0, None));
-            self.slots.len() as u32 - 1
-        });
-        let entry = &mut self.slots[slot as usize];
-        entry.0 = entry.0.wrapping_add(1).max(1);
-        entry.1 = Some(value);
-        Some(ConnId { slot, generation: entry.0 })
-    }
-
-    pub(crate) fn get_mut(&mut self, conn: ConnId) -> Option<&mut T> {
-        match self.slots.get_mut(conn.slot as usize) {
-            Some((generation, Some(value))) if *generation == conn.generation => Some(value),
-            _ => None,
-        }
-    }
-
-    pub(crate) fn remove(&mut self, conn: ConnId) -> Option<T> {
-        self.get_mut(conn)?;
-        self.free.push(conn.slot);
-        self.slots[conn.slot as usize].1.take()
-    }
-}
-
-/// Small buffers that went out and will be needed again.
+/// Small buffers and queues that were emptied and will be needed again.
 #[derive(Debug, Default)]
-pub(crate) struct BufferPool(Vec<Vec<u8>>);
+pub(crate) struct SendPool {
+    buffers: Vec<Vec<u8>>,
+    // The allocations are what is kept here.
+    #[allow(clippy::vec_box)]
+    queues: Vec<Box<SendQueue>>,
+}
 
-impl BufferPool {
+impl SendPool {
     fn take(&mut self) -> Vec<u8> {
-        self.0.pop().unwrap_or_default()
+        self.buffers.pop().unwrap_or_default()
     }
 
     fn put(&mut self, mut buffer: Vec<u8>) {
-        if buffer.capacity() <= POOLED_BYTES_MAX && self.0.len() < POOLED_MAX {
+        if buffer.capacity() <= POOLED_BYTES_MAX && self.buffers.len() < POOLED_MAX {
             buffer.clear();
-            self.0.push(buffer);
+            self.buffers.push(buffer);
+        }
+    }
+
+    fn put_queue(&mut self, queue: Box<SendQueue>) {
+        if self.queues.len() < POOLED_MAX {
+            self.queues.push(queue);
         }
     }
 }
@@ -118,7 +79,7 @@ impl Segment {
     }
 
     /// Adds bytes behind these, so that one send takes both; false when that would copy or grow too much.
-    fn append(&mut self, more: &[u8], pool: &mut BufferPool) -> bool {
+    fn append(&mut self, more: &[u8], pool: &mut SendPool) -> bool {
         if let Self::Shared(shared) = self {
             if shared.len() > JOIN_BYTES_MAX || more.len() > SEGMENT_BYTES_MAX - JOIN_BYTES_MAX {
                 return false;
@@ -137,9 +98,68 @@ impl Segment {
     }
 }
 
-/// Bytes to send, in order. No heap while empty; what a turn adds becomes one segment, unless it is large.
+/// What a connection has to send: a queue that exists only while something is in it.
 #[derive(Debug, Default)]
-pub(crate) struct SendQueue {
+pub(crate) struct Outgoing(Option<Box<SendQueue>>);
+
+impl Outgoing {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// Bytes not yet taken by the kernel.
+    pub(crate) fn queued(&self) -> usize {
+        self.0.as_ref().map_or(0, |queue| queue.queued)
+    }
+
+    /// What is to be sent next.
+    pub(crate) fn front(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], |queue| queue.front())
+    }
+
+    /// Fixes the front in place while the kernel reads it, until `advance` or `unlock`. It stays where it is though
+    /// this value moves.
+    pub(crate) fn lock(&mut self) -> &[u8] {
+        let Some(queue) = &mut self.0 else { return &[] };
+        queue.front_locked = true;
+        queue.front()
+    }
+
+    pub(crate) fn unlock(&mut self) {
+        if let Some(queue) = &mut self.0 {
+            queue.front_locked = false;
+        }
+    }
+
+    pub(crate) fn push(&mut self, bytes: &[u8], pool: &mut SendPool) {
+        if !bytes.is_empty() {
+            self.0.get_or_insert_with(|| pool.queues.pop().unwrap_or_default()).push(bytes, pool);
+        }
+    }
+
+    pub(crate) fn push_shared(&mut self, bytes: Bytes, pool: &mut SendPool) {
+        if !bytes.is_empty() {
+            self.0.get_or_insert_with(|| pool.queues.pop().unwrap_or_default()).push_shared(bytes, pool);
+        }
+    }
+
+    /// The kernel took `bytes` of the front.
+    pub(crate) fn advance(&mut self, bytes: usize, pool: &mut SendPool) {
+        let left = self.front().len();
+        assert!(bytes <= left, "the kernel took {bytes} of {left} bytes");
+        let Some(queue) = &mut self.0 else { return };
+        queue.advance(bytes, pool);
+        if queue.queued == 0
+            && let Some(queue) = self.0.take()
+        {
+            pool.put_queue(queue);
+        }
+    }
+}
+
+/// Bytes to send, in order; what a turn adds becomes one segment, unless it is large. Empty, it is as good as new.
+#[derive(Debug, Default)]
+struct SendQueue {
     front: Option<Segment>,
     /// Bytes of `front` that the kernel has taken.
     front_sent: usize,
@@ -150,34 +170,11 @@ pub(crate) struct SendQueue {
 }
 
 impl SendQueue {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.queued == 0
-    }
-
-    /// Bytes not yet taken by the kernel.
-    pub(crate) fn queued(&self) -> usize {
-        self.queued
-    }
-
-    /// What is to be sent next.
-    pub(crate) fn front(&self) -> &[u8] {
+    fn front(&self) -> &[u8] {
         self.front.as_ref().map_or(&[], |segment| &segment.bytes()[self.front_sent..])
     }
 
-    /// Fixes the front in place while the kernel reads it, until `advance` or `unlock`.
-    pub(crate) fn lock(&mut self) -> &[u8] {
-        self.front_locked = true;
-        self.front()
-    }
-
-    pub(crate) fn unlock(&mut self) {
-        self.front_locked = false;
-    }
-
-    pub(crate) fn push(&mut self, bytes: &[u8], pool: &mut BufferPool) {
-        if bytes.is_empty() {
-            return;
-        }
+    fn push(&mut self, bytes: &[u8], pool: &mut SendPool) {
         self.queued += bytes.len();
         if let Some(tail) = self.tail()
             && tail.append(bytes, pool)
@@ -189,10 +186,7 @@ impl SendQueue {
         self.push_segment(Segment::Own(own));
     }
 
-    pub(crate) fn push_shared(&mut self, bytes: Bytes, pool: &mut BufferPool) {
-        if bytes.is_empty() {
-            return;
-        }
+    fn push_shared(&mut self, bytes: Bytes, pool: &mut SendPool) {
         self.queued += bytes.len();
         if bytes.len() <= JOIN_BYTES_MAX
             && let Some(tail) = self.tail()
@@ -219,10 +213,8 @@ impl SendQueue {
         }
     }
 
-    /// The kernel took `bytes` of the front.
-    pub(crate) fn advance(&mut self, bytes: usize, pool: &mut BufferPool) {
+    fn advance(&mut self, bytes: usize, pool: &mut SendPool) {
         let left = self.front().len();
-        assert!(bytes <= left, "the kernel took {bytes} of {left} bytes");
         self.front_locked = false;
         self.queued -= bytes;
         self.front_sent += bytes;
@@ -244,7 +236,7 @@ impl SendQueue {
 mod tests {
     use super::*;
 
-    fn drain(queue: &mut SendQueue, pool: &mut BufferPool) -> Vec<Vec<u8>> {
+    fn drain(queue: &mut Outgoing, pool: &mut SendPool) -> Vec<Vec<u8>> {
         let mut sends = Vec::new();
         while !queue.is_empty() {
             let front = queue.lock().to_vec();
@@ -256,7 +248,7 @@ mod tests {
 
     #[test]
     fn what_a_turn_adds_leaves_as_one_send() {
-        let (mut queue, mut pool) = (SendQueue::default(), BufferPool::default());
+        let (mut queue, mut pool) = (Outgoing::default(), SendPool::default());
         queue.push_shared(Bytes::from_static(b"ab"), &mut pool);
         queue.push(b"cd", &mut pool);
         queue.push_shared(Bytes::from_static(b"ef"), &mut pool);
@@ -265,7 +257,7 @@ mod tests {
 
     #[test]
     fn shared_bytes_alone_are_not_copied() {
-        let (mut queue, mut pool) = (SendQueue::default(), BufferPool::default());
+        let (mut queue, mut pool) = (Outgoing::default(), SendPool::default());
         let shared = Bytes::from(vec![7; 100]);
         queue.push_shared(shared.clone(), &mut pool);
         assert_eq!(queue.front().as_ptr(), shared.as_ptr());
@@ -273,7 +265,7 @@ mod tests {
 
     #[test]
     fn a_locked_front_does_not_move() {
-        let (mut queue, mut pool) = (SendQueue::default(), BufferPool::default());
+        let (mut queue, mut pool) = (Outgoing::default(), SendPool::default());
         queue.push(b"one", &mut pool);
         let address = queue.lock().as_ptr();
         for _ in 0..1000 {
@@ -288,14 +280,22 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_a_former_use_finds_nothing() {
-        let mut table = Table::new(1);
-        let first = table.insert('a').expect("room");
-        assert_eq!(table.insert('b'), None);
-        assert_eq!(table.remove(first), Some('a'));
-        let second = table.insert('c').expect("room");
-        assert_eq!(second.slot, first.slot);
-        assert_eq!(table.get_mut(first), None);
-        assert_eq!(table.get_mut(second), Some(&mut 'c'));
+    fn a_queue_exists_only_while_something_is_in_it() {
+        let (mut queue, mut pool) = (Outgoing::default(), SendPool::default());
+        queue.push(b"", &mut pool);
+        queue.push_shared(Bytes::new(), &mut pool);
+        assert!(queue.0.is_none());
+        queue.push(b"abc", &mut pool);
+        queue.lock();
+        queue.advance(3, &mut pool);
+        assert!(queue.0.is_none() && queue.is_empty());
+        // Another connection gets the same one, which knows nothing of its former use.
+        assert_eq!(pool.queues.len(), 1);
+        let mut other = Outgoing::default();
+        other.push(b"de", &mut pool);
+        assert_eq!((pool.queues.len(), other.front(), other.queued()), (0, &b"de"[..], 2));
+        other.push(b"f", &mut pool);
+        assert_eq!(other.front(), b"def", "its front is not locked");
+        assert_eq!(size_of::<Outgoing>(), 8);
     }
 }

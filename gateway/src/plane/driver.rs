@@ -1,6 +1,6 @@
 //! What a shard asks of the kernel: the two drivers answer to the same trait, and report through the same sink.
 
-use super::conn::SendQueue;
+use super::conn::Outgoing;
 use bytes::Bytes;
 use gateway_core::output::ConnId;
 use std::io;
@@ -27,7 +27,7 @@ pub(crate) struct Detached {
     /// Came in after the seat was decided.
     pub(crate) unread: Vec<u8>,
     /// Was queued and not taken by the kernel yet.
-    pub(crate) unsent: SendQueue,
+    pub(crate) unsent: Outgoing,
 }
 
 /// The sockets of one shard. All calls come from the shard's own thread; ids of connections that are gone are ignored.

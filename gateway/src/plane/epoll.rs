@@ -1,9 +1,10 @@
 //! The epoll driver: level-triggered readiness, one receive a turn and connection into a buffer of the shard, sends at
 //! the end of the turn. It serves where io_uring is forbidden or too old, and runs on a plain thread.
 
-use super::conn::{BufferPool, SendQueue, State, Table};
+use super::conn::{Outgoing, SendPool, State};
 use super::counters::Counters;
 use super::driver::{Detached, Driver, Sink};
+use super::table::Table;
 use bytes::Bytes;
 use gateway_core::output::ConnId;
 use rustix::event::Timespec;
@@ -33,7 +34,7 @@ const TOKEN_LISTENER: u64 = u64::MAX - 1;
 
 struct Conn {
     fd: OwnedFd,
-    queue: SendQueue,
+    queue: Outgoing,
     state: State,
     /// What epoll is told to report.
     interest: EventFlags,
@@ -65,7 +66,7 @@ pub(crate) struct Epoll {
     read_buffer: Box<[u8]>,
     dirty: Vec<ConnId>,
     detached: VecDeque<(ConnId, Detached)>,
-    pool: BufferPool,
+    pool: SendPool,
     counters: Arc<Counters>,
 }
 
@@ -99,7 +100,7 @@ impl Epoll {
             read_buffer: vec![0; READ_BYTES_MAX].into_boxed_slice(),
             dirty: Vec::new(),
             detached: VecDeque::new(),
-            pool: BufferPool::default(),
+            pool: SendPool::default(),
             counters,
         })
     }
@@ -141,14 +142,14 @@ impl Epoll {
                 }
             };
             let Ok(peer) = SocketAddr::try_from(peer) else { continue };
-            if let Some(conn) = self.insert(fd, SendQueue::default()) {
+            if let Some(conn) = self.insert(fd, Outgoing::default()) {
                 self.counters.accepted.add(1);
                 sink.accepted(conn, peer);
             }
         }
     }
 
-    fn insert(&mut self, fd: OwnedFd, queue: SendQueue) -> Option<ConnId> {
+    fn insert(&mut self, fd: OwnedFd, queue: Outgoing) -> Option<ConnId> {
         let interest = EventFlags::IN;
         let conn = self.table.insert(Conn { fd, queue, state: State::Open, interest, paused: false, dirty: false })?;
         let fd = &self.table.get_mut(conn).expect("inserted above").fd;

@@ -12,6 +12,7 @@ pub(crate) mod epoll;
 mod listen;
 mod probe;
 pub(crate) mod shard;
+mod table;
 pub(crate) mod uring;
 
 pub use counters::{Counter, Counters};

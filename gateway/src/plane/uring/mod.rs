@@ -15,10 +15,11 @@ mod slot;
 pub(crate) use ring::try_setup;
 
 use super::BufferOptions;
-use super::conn::{BufferPool, SendQueue, State, Table};
+use super::conn::{Outgoing, SendPool, State};
 use super::counters::Counters;
 use super::driver::{Detached, Driver, Sink};
 use super::epoll::ACCEPT_BACKOFF_MS;
+use super::table::Table;
 use buffers::Buffers;
 use bytes::Bytes;
 use gateway_core::output::ConnId;
@@ -85,7 +86,7 @@ pub(crate) struct Uring {
     detached: VecDeque<(ConnId, Detached)>,
     /// When the armed timeout fires.
     timeout: Option<u64>,
-    pool: BufferPool,
+    pool: SendPool,
     counters: Arc<Counters>,
     /// A failure of the ring itself, which ends the shard at the next `wait`.
     broken: Option<io::Error>,
@@ -124,7 +125,7 @@ impl Uring {
             rearm: Vec::new(),
             detached: VecDeque::new(),
             timeout: None,
-            pool: BufferPool::default(),
+            pool: SendPool::default(),
             counters,
             broken: None,
         })
@@ -304,7 +305,7 @@ impl Uring {
         // A peer that is gone already has no address any more.
         let Ok(Some(peer)) = rustix::net::getpeername(&fd) else { return };
         let Ok(peer) = SocketAddr::try_from(peer) else { return };
-        let Some(conn) = self.table.insert(Conn::new(fd, false, SendQueue::default())) else { return };
+        let Some(conn) = self.table.insert(Conn::new(fd, false, Outgoing::default())) else { return };
         self.counters.accepted.add(1);
         self.counters.connections.set(self.table.len() as u64);
         self.mark_rearm(conn);

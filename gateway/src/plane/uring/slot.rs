@@ -1,6 +1,6 @@
 //! What the ring driver keeps of a connection, and the names by which its operations come back.
 
-use crate::plane::conn::{SendQueue, State};
+use crate::plane::conn::{Outgoing, State};
 use gateway_core::output::ConnId;
 use std::os::fd::OwnedFd;
 
@@ -62,7 +62,7 @@ pub(super) struct Conn {
     /// The plain descriptor, while in the lobby.
     pub(super) fd: Option<OwnedFd>,
     pub(super) wants_live: bool,
-    pub(super) queue: SendQueue,
+    pub(super) queue: Outgoing,
     pub(super) state: State,
     pub(super) fate: Fate,
     /// What the brain wants. Whether a receive is in flight follows it, with the next `flush` and with completions.
@@ -82,7 +82,7 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(fd: OwnedFd, wants_live: bool, queue: SendQueue) -> Self {
+    pub(super) fn new(fd: OwnedFd, wants_live: bool, queue: Outgoing) -> Self {
         Self {
             fd: Some(fd),
             wants_live,
