@@ -354,7 +354,7 @@ impl Monitor {
             .collect();
         let names = planes.first().map(Vec::as_slice).unwrap_or_default();
         for (index, (name, _)) in names.iter().enumerate() {
-            let kind = if *name == "connections" { "gauge" } else { "counter" };
+            let kind = if Counters::is_level(name) { "gauge" } else { "counter" };
             let _ = writeln!(text, "# HELP parley_gateway_plane_{name} Socket plane: {}.", name.replace('_', " "));
             let _ = writeln!(text, "# TYPE parley_gateway_plane_{name} {kind}");
             for (shard, values) in planes.iter().enumerate() {

@@ -43,11 +43,9 @@ where
     executor.run(async move {
         let ShardSetup { shard: me, options, listener, shared } = setup;
         let eventfd = shared.mesh.waker(me).eventfd();
-        let prepared = eventfd.try_clone().and_then(|wake| {
-            let clients_max = options.connections_max as usize;
-            let counters = shared.counters.clone();
-            Ok((wake, Uring::new(listener, eventfd, clients_max, options.linger_ms, options.buffers, counters)?))
-        });
+        let prepared = eventfd
+            .try_clone()
+            .and_then(|wake| Ok((wake, Uring::new(listener, eventfd, &options, shared.counters.clone())?)));
         let (wake, driver) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// Counters of one shard. They only rise, except `connections`, which is a level.
+        /// Counters of one shard. They only rise, except levels: see [`Counters::is_level`].
         #[derive(Debug, Default)]
         pub struct Counters {
             $($(#[$doc])* pub $name: Counter,)*
@@ -19,17 +19,32 @@ macro_rules! counters {
     };
 }
 
+impl Counters {
+    /// Whether a name is a level, which falls too.
+    pub fn is_level(name: &str) -> bool {
+        ["connections", "live", "streaming", "rings", "ring_files"].contains(&name)
+    }
+}
+
 counters! {
     /// Connections of this shard now, in the lobby and live.
     connections,
+    /// With the ring driver: of these, those that are live, and direct descriptors of a ring.
+    live,
+    /// With the ring driver: of these, those that are active, with a multishot receive; the others are polled.
+    streaming,
+    /// With the ring driver: rings of this shard.
+    rings,
+    /// With the ring driver: direct descriptors that these rings have room for.
+    ring_files,
     /// Connections accepted.
     accepted,
-    /// Connections accepted and dropped at once, because the table was full. (The ring driver accepts what waits in
-    /// one go; with epoll they wait in the backlog.)
+    /// Connections accepted and dropped at once, because the table was full, or no further ring could be made. (The ring
+    /// driver accepts what waits in one go; with epoll they wait in the backlog.)
     refused,
     /// Connections that came from another shard, or from this one's lobby.
     seated,
-    /// Seats refused because the table was full.
+    /// Seats refused because the table was full, or no further ring could be made.
     seats_refused,
     /// Connections that left the table, for whatever reason.
     closed,
@@ -45,6 +60,10 @@ counters! {
     sends,
     /// Receives that found no buffer in the shared ring and were armed again.
     enobufs,
+    /// With the ring driver: connections that became active, and got a multishot receive.
+    promotions,
+    /// With the ring driver: connections that had been idle for long, and went back to a poll.
+    demotions,
     /// Fan-out messages that found no room.
     mesh_full,
     /// Turns of the shard's loop.

@@ -58,8 +58,9 @@ pub(crate) trait Driver {
     fn detach(&mut self, conn: ConnId) -> bool;
     /// A connection that was detached.
     fn take_detached(&mut self) -> Option<(ConnId, Detached)>;
-    /// Takes a connection in, live. `None` when there is no room: it is dropped.
-    fn adopt(&mut self, arrival: Detached) -> Option<ConnId>;
+    /// Takes a connection in, live; `busy` says that bytes are expected all the time. `None` when there is no room: it
+    /// is dropped.
+    fn adopt(&mut self, arrival: Detached, busy: bool) -> Option<ConnId>;
     /// Carries out what was asked for since `dispatch`.
     fn flush(&mut self, now_ms: u64, sink: &mut impl Sink);
     /// Accepts nobody any more.

@@ -379,7 +379,7 @@ impl Driver for Epoll {
         self.detached.pop_front()
     }
 
-    fn adopt(&mut self, arrival: Detached) -> Option<ConnId> {
+    fn adopt(&mut self, arrival: Detached, _: bool) -> Option<ConnId> {
         let pending = !arrival.unsent.is_empty();
         let conn = self.insert(arrival.fd, arrival.unsent)?;
         if pending {

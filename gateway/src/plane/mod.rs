@@ -76,10 +76,10 @@ impl fmt::Display for DriverKind {
     }
 }
 
-/// The ring driver's shared receive buffers, of each shard.
+/// Receive buffers that all connections of a ring share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BufferOptions {
-    /// How many: a power of two, at most 32,768. They bound the receives that one turn can take in.
+    /// How many: a power of two, at most 32,768. They bound the receives that one ring can take in in a turn.
     pub count: u16,
     /// Bytes of each.
     pub bytes: u32,
@@ -88,6 +88,35 @@ pub struct BufferOptions {
 impl Default for BufferOptions {
     fn default() -> Self {
         Self { count: 1024, bytes: 8 << 10 }
+    }
+}
+
+/// The rings of the ring driver. A shard has as many as its live connections need; the first one accepts, too, and is
+/// larger than the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingOptions {
+    /// Connections of one ring, in the lobby and live. Lowered to a power of two, and to the limit of open files.
+    pub connections_max: u32,
+    /// Receive buffers of each ring after the first.
+    pub buffers: BufferOptions,
+    /// Entries of the submission queue of each ring after the first.
+    pub submissions: u32,
+    /// Entries of the completion queue of each ring after the first.
+    pub completions: u32,
+    /// Milliseconds without a byte after which an active connection is polled again, which costs the kernel a third of
+    /// the memory. In steps of a second. 0 = connections are never polled.
+    pub poll_after_ms: u64,
+}
+
+impl Default for RingOptions {
+    fn default() -> Self {
+        Self {
+            connections_max: 16_384,
+            buffers: BufferOptions { count: 32, bytes: 2 << 10 },
+            submissions: 128,
+            completions: 1024,
+            poll_after_ms: 60_000,
+        }
     }
 }
 
@@ -102,7 +131,8 @@ pub struct Options {
     pub driver: DriverChoice,
     /// How many shards.
     pub shards: u16,
-    /// Connections of each shard, in the lobby and live. The ring driver bounds it further by the limit of open files.
+    /// Connections of each shard, in the lobby and live. The limit of open files bounds those of the lobby; with epoll,
+    /// all.
     pub connections_max: u32,
     /// How long a closed connection waits for what is queued to leave and for the peer to close, in milliseconds.
     pub linger_ms: u64,
@@ -110,8 +140,10 @@ pub struct Options {
     pub link_paths: Vec<PathBuf>,
     /// Room of the queues between shards.
     pub mesh: Capacities,
-    /// The ring driver's receive buffers.
+    /// Receive buffers of the ring driver's first ring.
     pub buffers: BufferOptions,
+    /// The ring driver's rings.
+    pub rings: RingOptions,
     /// Pin each shard to a core of its own, as far as there are some.
     pub pin: bool,
 }
@@ -128,6 +160,7 @@ impl Default for Options {
             link_paths: Vec::new(),
             mesh: Capacities::default(),
             buffers: BufferOptions::default(),
+            rings: RingOptions::default(),
             pin: true,
         }
     }
@@ -328,9 +361,14 @@ fn check(options: &Options) -> Result<(), StartError> {
     if options.connections_max == 0 || options.connections_max >= uring::CONNECTIONS_MAX {
         return bad("connections_max must be between 1 and 16,777,214 per shard");
     }
-    let buffers = options.buffers;
-    if !buffers.count.is_power_of_two() || buffers.count > 1 << 15 || buffers.bytes == 0 || buffers.bytes > 1 << 20 {
-        return bad("receive buffers: their count is a power of two up to 32,768, each of at most 1 MiB");
+    for buffers in [options.buffers, options.rings.buffers] {
+        if !buffers.count.is_power_of_two() || buffers.count > 1 << 15 || !(1..=1 << 20).contains(&buffers.bytes) {
+            return bad("receive buffers: their count is a power of two up to 32,768, each of at most 1 MiB");
+        }
+    }
+    let rings = options.rings;
+    if rings.connections_max == 0 || rings.submissions == 0 || rings.completions < rings.submissions {
+        return bad("rings need connections and submissions, and at least as many completions as submissions");
     }
     let mesh = options.mesh;
     if mesh.request == 0 || mesh.fanout == 0 || mesh.seat == 0 || mesh.answer < mesh.request {

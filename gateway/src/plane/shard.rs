@@ -229,7 +229,7 @@ impl<B: Brain, D: Driver> Shard<B, D> {
     fn take_seat(&mut self, transfer: Transfer<B::Seat>) {
         let Transfer { mut detached, seat } = transfer;
         let mut unread = std::mem::take(&mut detached.unread);
-        let Some(conn) = self.driver.adopt(detached) else {
+        let Some(conn) = self.driver.adopt(detached, false) else {
             self.shared.counters.seats_refused.add(1);
             return;
         };
@@ -320,7 +320,7 @@ impl<B: Brain, D: Driver> Shard<B, D> {
         }
         let connected = self.open_link(writer).and_then(|fd| {
             let detached = Detached { fd, unread: Vec::new(), unsent: Default::default() };
-            self.driver.adopt(detached).ok_or_else(|| std::io::Error::other("no room for the link"))
+            self.driver.adopt(detached, true).ok_or_else(|| std::io::Error::other("no room for the link"))
         });
         match connected {
             Ok(link) => {

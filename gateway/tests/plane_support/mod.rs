@@ -3,7 +3,7 @@
 
 use gateway::echo;
 use gateway::mesh::Capacities;
-use gateway::plane::{BufferOptions, DriverChoice, Exit, Handle, Options};
+use gateway::plane::{BufferOptions, DriverChoice, Exit, Handle, Options, RingOptions};
 use std::net::TcpStream;
 use std::time::Duration;
 use tungstenite::WebSocket;
@@ -16,7 +16,16 @@ const READ: Duration = Duration::from_secs(20);
 /// The drivers under test.
 pub const DRIVERS: [DriverChoice; 2] = [DriverChoice::Epoll, DriverChoice::Uring];
 
-/// Options of a small server: few buffers, queues of four.
+/// Rings so small that all that can overflow does.
+pub const RINGS: RingOptions = RingOptions {
+    connections_max: 32,
+    buffers: BufferOptions { count: 16, bytes: 1024 },
+    submissions: 8,
+    completions: 16,
+    poll_after_ms: 1_000,
+};
+
+/// Options of a small server: few buffers, queues of four, many small rings, and connections that are soon idle.
 pub fn options(driver: DriverChoice, shards: u16) -> Options {
     Options {
         driver,
@@ -24,6 +33,7 @@ pub fn options(driver: DriverChoice, shards: u16) -> Options {
         connections_max: 1_000,
         mesh: Capacities { request: 4, answer: 4, fanout: 4, seat: 4 },
         buffers: BufferOptions { count: 64, bytes: 2048 },
+        rings: RINGS,
         ..Options::default()
     }
 }

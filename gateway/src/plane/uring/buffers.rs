@@ -1,4 +1,4 @@
-//! The ring of receive buffers that all connections of a shard share: the kernel takes one when bytes are there, the
+//! The ring of receive buffers that all connections of a ring share: the kernel takes one when bytes are there, the
 //! shard gives it back when they are decoded. No connection owns a buffer while it is idle.
 //!
 //! `unsafe`: memory that the kernel writes to while no reference to it exists on this side.
@@ -48,6 +48,8 @@ pub(super) struct Buffers {
     bytes: u32,
     /// What the kernel sees once `publish` is called.
     tail: u16,
+    /// What it sees now.
+    published: u16,
 }
 
 impl Buffers {
@@ -56,7 +58,7 @@ impl Buffers {
         assert!(count.is_power_of_two(), "a ring's size is a power of two");
         let ring = Region::new(usize::from(count) * size_of::<BufRingEntry>());
         let memory = Region::new(usize::from(count) * bytes as usize);
-        let mut buffers = Self { ring, memory, count, bytes, tail: 0 };
+        let mut buffers = Self { ring, memory, count, bytes, tail: 0, published: 0 };
         for buffer in 0..count {
             buffers.give_back(buffer);
         }
@@ -75,6 +77,11 @@ impl Buffers {
         assert!(buffer < self.count, "buffer {buffer} of {}", self.count);
         // SAFETY: the offset is within the allocation, by the assertion and by its size in `new`.
         unsafe { self.memory.start.as_ptr().add(usize::from(buffer) * self.bytes as usize) }
+    }
+
+    /// Bytes of each.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes as usize
     }
 
     /// The first `len` bytes of a buffer that a completion named.
@@ -102,6 +109,10 @@ impl Buffers {
 
     /// Lets the kernel see what was given back.
     pub(super) fn publish(&mut self) {
+        if self.published == self.tail {
+            return;
+        }
+        self.published = self.tail;
         // SAFETY: the tail is a 16-bit field inside entry 0, aligned as such, which only this thread writes; the
         // kernel reads it.
         let tail = unsafe { AtomicU16::from_ptr(BufRingEntry::tail(self.ring.start.cast().as_ptr()).cast_mut()) };

@@ -7,17 +7,23 @@
 use super::buffers::Buffers;
 use io_uring::types::{CancelBuilder, Timespec};
 use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue};
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
-/// Submissions of one turn before an early call into the kernel.
-const SUBMISSIONS_MAX: u32 = 4096;
-/// Completions that wait for us; beyond it the kernel keeps a list, which is slower.
-const COMPLETIONS_MAX: u32 = 32 << 10;
 /// How often a full submission queue is handed to the kernel before that counts as a failure.
 const SUBMIT_ATTEMPTS_MAX: usize = 100;
 /// How often the end of a ring asks for the last completions before it rather leaks their memory.
 const QUIESCE_ROUNDS_MAX: usize = 1_000;
+
+/// Entries of a ring's two queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Size {
+    /// Submissions of one turn before an early call into the kernel.
+    pub(super) submissions: u32,
+    /// Completions that wait for us; beyond it the kernel keeps a list, which is slower.
+    pub(super) completions: u32,
+}
 
 /// One completion.
 #[derive(Clone, Copy, Debug)]
@@ -28,6 +34,10 @@ pub(super) struct Completion {
 }
 
 impl Completion {
+    fn of(entry: cqueue::Entry) -> Self {
+        Self { user_data: entry.user_data(), result: entry.result(), flags: entry.flags() }
+    }
+
     /// The operation stays armed and will complete again.
     pub(super) fn more(&self) -> bool {
         cqueue::more(self.flags)
@@ -37,12 +47,19 @@ impl Completion {
     pub(super) fn buffer(&self) -> Option<u16> {
         cqueue::buffer_select(self.flags)
     }
+
+    /// After this receive there are bytes left in the socket, or its end.
+    pub(super) fn leaves_more(&self) -> bool {
+        cqueue::sock_nonempty(self.flags)
+    }
 }
 
 pub(super) struct Ring {
     uring: IoUring,
     /// Operations submitted or queued that will still complete.
     in_flight: usize,
+    /// Completions that made room in the ring while more was being submitted; older than those in the ring.
+    early: VecDeque<Completion>,
     /// Where the kernel reads a timeout's length when it is submitted; boxed, since it reads the address.
     timespec: Box<Timespec>,
 }
@@ -72,12 +89,12 @@ pub(crate) fn try_setup() -> io::Result<()> {
 
 impl Ring {
     /// A ring with a table of `files` direct descriptors, which signals `eventfd` while that is enabled.
-    pub(super) fn new(files: u32, eventfd: &OwnedFd, buffers: &Buffers) -> io::Result<Self> {
-        let uring = setup(SUBMISSIONS_MAX, COMPLETIONS_MAX)?;
+    pub(super) fn new(size: Size, files: u32, eventfd: &OwnedFd, buffers: &Buffers) -> io::Result<Self> {
+        let uring = setup(size.submissions, size.completions)?;
         uring.submitter().register_files_sparse(files)?;
         uring.submitter().register_eventfd(eventfd.as_raw_fd())?;
         buffers.register(&uring.submitter())?;
-        let mut ring = Self { uring, in_flight: 0, timespec: Box::new(Timespec::new()) };
+        let mut ring = Self { uring, in_flight: 0, early: VecDeque::new(), timespec: Box::new(Timespec::new()) };
         ring.uring.completion().disable_eventfd();
         Ok(ring)
     }
@@ -96,6 +113,10 @@ impl Ring {
                 return Ok(());
             }
             self.submit()?;
+            // A burst of submissions completes as it goes, and can be larger than the completion queue. What waits here
+            // is bounded by the operations in flight.
+            let completion = self.uring.completion();
+            self.early.extend(completion.map(Completion::of));
         }
         Err(io::Error::other("the kernel takes no submissions"))
     }
@@ -152,18 +173,21 @@ impl Ring {
     }
 
     pub(super) fn has_completions(&mut self) -> bool {
-        !self.uring.completion().is_empty()
+        !self.early.is_empty() || !self.uring.completion().is_empty()
     }
 
     /// Takes at most `max` completions.
     pub(super) fn take(&mut self, into: &mut Vec<Completion>, max: usize) {
         let kept = into.len();
+        if !self.early.is_empty() {
+            into.extend(self.early.drain(..self.early.len().min(max)));
+            if self.early.is_empty() {
+                self.early = VecDeque::new();
+            }
+        }
+        let left = max - (into.len() - kept);
         let completion = self.uring.completion();
-        into.extend(completion.take(max).map(|entry| Completion {
-            user_data: entry.user_data(),
-            result: entry.result(),
-            flags: entry.flags(),
-        }));
+        into.extend(completion.take(left).map(Completion::of));
         let ended = into[kept..].iter().filter(|completion| !completion.more()).count();
         self.in_flight = self.in_flight.checked_sub(ended).expect("no more completions than operations");
     }

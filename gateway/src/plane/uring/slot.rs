@@ -5,7 +5,7 @@ use gateway_core::output::ConnId;
 use std::os::fd::OwnedFd;
 
 /// A connection shuts its sending side down once and is cancelled once.
-const ASIDES_MAX: u32 = 2;
+const ASIDES_MAX: u8 = 2;
 
 /// What an operation is, in the top byte of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +14,7 @@ pub(super) enum Kind {
     /// Nobody waits for its outcome.
     Ignored = 0,
     Accept = 1,
+    /// A receive that waits for bytes: one of them in the lobby, multishot in a live connection that is active.
     Receive = 2,
     Send = 3,
     /// Shutting down or cancelling everything: a connection waits only for its end.
@@ -21,8 +22,12 @@ pub(super) enum Kind {
     /// Clearing a direct descriptor.
     Close = 5,
     Timeout = 6,
-    /// Cancelling the receive of a connection that is paused.
+    /// Cancelling the receive or the poll of a connection.
     CancelReceive = 7,
+    /// A receive that takes what is there and does not wait.
+    Take = 8,
+    /// The multishot poll of a live connection that is not active.
+    Poll = 9,
 }
 
 pub(super) fn name(kind: Kind, conn: ConnId) -> u64 {
@@ -40,67 +45,117 @@ pub(super) fn unname(user_data: u64) -> (Kind, ConnId) {
         5 => Kind::Close,
         6 => Kind::Timeout,
         7 => Kind::CancelReceive,
+        8 => Kind::Take,
+        9 => Kind::Poll,
         _ => Kind::Ignored,
     };
     (kind, ConnId { slot: (user_data >> 32) as u32 & 0xff_ffff, generation: user_data as u32 })
 }
 
 /// Where a connection is beyond its [`State`].
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fate {
     /// The brain, or its peer, still has to do with it.
     Alive,
     /// It goes to another shard when nothing is in flight any more, with what was received meanwhile.
-    Leaving(Vec<u8>),
+    Leaving,
     /// It goes when nothing is in flight any more.
     Dying,
     /// Its direct descriptor is being cleared.
     Releasing,
 }
 
+/// Something that is or is not so about a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Flag(u16);
+
+impl Flag {
+    /// It is to become a direct descriptor.
+    pub(super) const WANTS_LIVE: Self = Self(1 << 0);
+    /// What the brain wants. Whether a receive is in flight follows it, with the next `flush` and with completions.
+    pub(super) const PAUSED: Self = Self(1 << 1);
+    /// It never goes back to polling: bytes are expected all the time.
+    pub(super) const BUSY: Self = Self(1 << 2);
+    /// It is active enough to have a multishot receive; else it has a poll.
+    pub(super) const STREAMING: Self = Self(1 << 3);
+    /// Bytes, or the end, may wait to be taken though the poll is not going to tell (again).
+    pub(super) const READABLE: Self = Self(1 << 4);
+    /// On the list of sends.
+    pub(super) const DIRTY: Self = Self(1 << 5);
+    /// On the list of connections whose receive may not be as it is wanted.
+    pub(super) const REARMING: Self = Self(1 << 6);
+    /// A receive that waits is in flight.
+    pub(super) const RECEIVING: Self = Self(1 << 7);
+    /// A receive that does not wait is in flight.
+    pub(super) const TAKING: Self = Self(1 << 8);
+    /// A poll is in flight.
+    pub(super) const POLLING: Self = Self(1 << 9);
+    /// A cancellation of the receive or the poll is in flight: there is never a second, and nothing new, beside it.
+    pub(super) const CANCELLING: Self = Self(1 << 10);
+    /// A send is in flight.
+    pub(super) const SENDING: Self = Self(1 << 11);
+
+    const IN_FLIGHT: Self =
+        Self(Self::RECEIVING.0 | Self::TAKING.0 | Self::POLLING.0 | Self::CANCELLING.0 | Self::SENDING.0);
+}
+
+/// There are as many of these as there ever were connections at a time: each byte counts.
 pub(super) struct Conn {
+    pub(super) queue: Outgoing,
     /// The plain descriptor, while in the lobby.
     pub(super) fd: Option<OwnedFd>,
-    pub(super) wants_live: bool,
-    pub(super) queue: Outgoing,
+    /// The second in which it last received, of a count that wraps.
+    pub(super) active_s: u16,
+    flags: u16,
+    /// Receives in that second.
+    receives: u8,
+    /// Other operations in flight.
+    asides: u8,
     pub(super) state: State,
     pub(super) fate: Fate,
-    /// What the brain wants. Whether a receive is in flight follows it, with the next `flush` and with completions.
-    pub(super) paused: bool,
-    /// A receive is in flight.
-    pub(super) receiving: bool,
-    /// A cancellation of the receive is in flight: there is never a second, and no new receive, beside it.
-    pub(super) cancelling: bool,
-    /// A send is in flight.
-    pub(super) sending: bool,
-    /// Other operations in flight.
-    asides: u32,
-    /// On the list of sends.
-    pub(super) dirty: bool,
-    /// On the list of connections whose receive may not be as it is wanted.
-    pub(super) rearming: bool,
 }
 
 impl Conn {
-    pub(super) fn new(fd: OwnedFd, wants_live: bool, queue: Outgoing) -> Self {
+    pub(super) fn new(fd: OwnedFd, queue: Outgoing) -> Self {
         Self {
-            fd: Some(fd),
-            wants_live,
             queue,
+            fd: Some(fd),
+            active_s: 0,
+            flags: 0,
+            receives: 0,
+            asides: 0,
             state: State::Open,
             fate: Fate::Alive,
-            paused: false,
-            receiving: false,
-            cancelling: false,
-            sending: false,
-            asides: 0,
-            dirty: false,
-            rearming: false,
         }
     }
 
+    /// True when any of them is so.
+    pub(super) fn is(&self, flag: Flag) -> bool {
+        self.flags & flag.0 != 0
+    }
+
+    pub(super) fn set(&mut self, flag: Flag, on: bool) {
+        if on {
+            self.flags |= flag.0;
+        } else {
+            self.flags &= !flag.0;
+        }
+    }
+
+    /// Whether it is to be received from.
+    pub(super) fn reads(&self) -> bool {
+        self.state.reads(self.is(Flag::PAUSED))
+    }
+
+    /// Notes a receive, and says how many there were in this second.
+    pub(super) fn received(&mut self, now_s: u16) -> u8 {
+        self.receives = if self.active_s == now_s { self.receives.saturating_add(1) } else { 1 };
+        self.active_s = now_s;
+        self.receives
+    }
+
     pub(super) fn is_busy(&self) -> bool {
-        self.receiving || self.cancelling || self.sending || self.asides > 0
+        self.is(Flag::IN_FLIGHT) || self.asides > 0
     }
 
     pub(super) fn begin_aside(&mut self) {
@@ -113,6 +168,37 @@ impl Conn {
     }
 
     pub(super) fn is_alive(&self) -> bool {
-        matches!(self.fate, Fate::Alive)
+        self.fate == Fate::Alive
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_takes_32_bytes() {
+        assert_eq!(size_of::<Conn>(), 24);
+        assert_eq!(crate::plane::table::slot_bytes::<Conn>(), 32);
+    }
+
+    #[test]
+    fn receives_are_counted_within_a_second() {
+        let fd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("an eventfd");
+        let mut conn = Conn::new(fd, Outgoing::default());
+        assert_eq!((conn.received(7), conn.received(7), conn.received(8), conn.received(8)), (1, 2, 1, 2));
+        assert_eq!(conn.active_s, 8);
+        assert!((0..300).all(|_| conn.received(8) >= 3), "and the count does not wrap");
+    }
+
+    #[test]
+    fn names_are_told_apart() {
+        let conn = ConnId { slot: 0xab_cdef, generation: 0x1234_5678 };
+        for kind in [Kind::Accept, Kind::Receive, Kind::Send, Kind::Aside, Kind::Close, Kind::Timeout] {
+            assert_eq!(unname(name(kind, conn)), (kind, conn));
+        }
+        for kind in [Kind::CancelReceive, Kind::Take, Kind::Poll, Kind::Ignored] {
+            assert_eq!(unname(name(kind, conn)), (kind, conn));
+        }
     }
 }
