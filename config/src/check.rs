@@ -10,6 +10,10 @@ use std::path::{Path, PathBuf};
 const FILES_RESERVED: u64 = 1_024;
 /// glommio refuses to start an executor with less.
 const MEMLOCK_BYTES_MIN: u64 = 512 << 10;
+/// What a connection without traffic costs: nearly all of it is the kernel's, for the socket.
+const CONNECTION_BYTES: u64 = 5_000;
+/// So many of the clients may be slow at a time without the outboxes taking more than there is.
+const SLOW_ONE_IN: u64 = 100;
 /// Memtables of the embedded engine that can be full at once: the hot keyspaces.
 const MEMTABLES_HOT: u64 = 4;
 
@@ -90,11 +94,13 @@ impl Gateway {
         if self.shards == 0 { per_core } else { self.shards }
     }
 
-    /// Connections that one shard may hold here: `connections_max`, lowered to what the limit of open files leaves. A
-    /// ring has a file table of its own, bounded by the limit; under epoll all shards share the process's table.
+    /// Connections that one shard may hold here: `connections_max`. Under epoll all shards share the process's file
+    /// table, and the limit of open files lowers it; rings have tables of their own, as many as it takes.
     pub fn connections_per_shard(&self, machine: &Machine, uring: bool) -> u32 {
-        let left = machine.nofile.saturating_sub(FILES_RESERVED);
-        let room = if uring { left } else { left / u64::from(self.shards_on(machine)) };
+        if uring {
+            return self.connections_max;
+        }
+        let room = machine.nofile.saturating_sub(FILES_RESERVED) / u64::from(self.shards_on(machine));
         self.connections_max.min(u32::try_from(room).unwrap_or(u32::MAX))
     }
 
@@ -195,9 +201,9 @@ fn files(gateway: &Gateway, machine: &Machine, findings: &mut Vec<Finding>) {
         findings.push(Finding { severity: Severity::Error, text });
     }
     if room < gateway.connections_max {
-        let why = if uring { "each ring's file table is bounded by it" } else { "all shards share it under epoll" };
         let text = format!(
-            "connections_max = {} is lowered to {room} a shard, {} in all: the limit of open files is {} and {why}",
+            "connections_max = {} is lowered to {room} a shard, {} in all: the limit of open files is {} and all shards \
+             share it under epoll",
             gateway.connections_max,
             u64::from(room) * shards,
             machine.nofile
@@ -209,10 +215,19 @@ fn files(gateway: &Gateway, machine: &Machine, findings: &mut Vec<Finding>) {
 fn memory(gateway: &Gateway, writer: &StorageWriter, machine: &Machine, findings: &mut Vec<Finding>) {
     let uring = gateway.uses_uring(machine);
     let connections = u64::from(gateway.connections_per_shard(machine, uring)) * u64::from(gateway.shards_on(machine));
-    let outboxes = connections.saturating_mul(gateway.session.outbox_bytes_max as u64);
+    let fit = machine.memory_bytes / CONNECTION_BYTES;
+    if connections > fit {
+        let text = format!(
+            "connections_max allows {connections} connections in all, but {} MiB of memory hold about {fit}",
+            machine.memory_bytes >> 20
+        );
+        findings.push(Finding { severity: Severity::Note, text });
+    }
+    let connections = connections.min(fit);
+    let outboxes = (connections / SLOW_ONE_IN).saturating_mul(gateway.session.outbox_bytes_max as u64);
     if outboxes > machine.memory_bytes {
         let text = format!(
-            "if every one of {connections} clients is slow, outboxes take {} MiB of {} MiB: \
+            "if one in {SLOW_ONE_IN} of {connections} clients is slow, outboxes take {} MiB of {} MiB: \
              lower session.outbox_bytes_max or connections_max",
             outboxes >> 20,
             machine.memory_bytes >> 20

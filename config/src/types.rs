@@ -94,7 +94,7 @@ pub struct Gateway {
     pub shards: u16,
     /// Pin each shard to a core.
     pub pin: bool,
-    /// Connections of one shard. The open-file limit can lower it; `parley check` says to how many.
+    /// Connections of one shard, with or without a session. With epoll the limit of open files lowers it.
     pub connections_max: u32,
     /// Milliseconds from SIGTERM to the end, at most.
     pub drain_timeout_ms: u64,
@@ -104,6 +104,8 @@ pub struct Gateway {
     pub writer: WriterLink,
     /// `[lobby]`
     pub lobby: Lobby,
+    /// `[sockets]`
+    pub sockets: Sockets,
     /// `[session]`
     pub session: Session,
     /// `[chat]`
@@ -153,6 +155,24 @@ pub struct Lobby {
     /// Origins that browsers may come from, such as `https://chat.example.com`. None given: no browser; `*`: all.
     /// Requests without an Origin header come from tools and pass.
     pub origins: Vec<String>,
+}
+
+/// The rings of the uring driver.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sockets {
+    /// Connections of one ring. Lowered to a power of two and to the limit of open files.
+    pub ring_connections_max: u32,
+    /// Receive buffers of a shard's first ring. Raised to a power of two.
+    pub buffers: u16,
+    /// Bytes of each of them.
+    pub buffer_bytes: u32,
+    /// Receive buffers of each further ring. Raised to a power of two.
+    pub more_buffers: u16,
+    /// Bytes of each of them.
+    pub more_buffer_bytes: u32,
+    /// Milliseconds without a byte after which an active connection is polled again. 0 = never.
+    pub poll_after_ms: u64,
 }
 
 /// A seated device.

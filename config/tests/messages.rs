@@ -177,7 +177,10 @@ fn check_of_the_shipped_files() {
 
 #[test]
 fn check_explains_every_conflict() {
-    let dir = dir("shards = 8\ndriver = \"uring\"\n[chat]\ngroup_members_max = 1000\n", "[limits]\n");
+    let dir = dir(
+        "shards = 8\ndriver = \"uring\"\n[chat]\ngroup_members_max = 1000\n[session]\noutbox_bytes_max = 1000000\n",
+        "[limits]\n",
+    );
     let env = pairs(&[
         ("PARLEY_STORAGE_WRITER__ADMIN", "127.0.0.1:7401"),
         ("PARLEY_STORAGE_WRITER__SOCKET", "w.sock"),
@@ -225,7 +228,7 @@ fn auto_without_io_uring_is_a_note_and_shares_the_files() {
     assert!(report.is_ok());
     assert!(report.findings.iter().any(|finding| finding.severity == Severity::Note));
     assert_eq!(gateway.config.connections_per_shard(&machine, false), (20_000 - 1_024) / 2);
-    assert_eq!(gateway.config.connections_per_shard(&machine, true), 18_000);
+    assert_eq!(gateway.config.connections_per_shard(&machine, true), 1_000_000);
 }
 
 #[test]

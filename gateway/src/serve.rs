@@ -2,7 +2,7 @@
 
 use crate::identity::{DevKey, KeyError, Ticket, Tickets, Verifier, VerifierOptions};
 use crate::mesh::Capacities;
-use crate::plane::{self, Brain, Counters, DriverChoice, DriverKind, Exit, StartError};
+use crate::plane::{self, Brain, BufferOptions, Counters, DriverChoice, DriverKind, Exit, RingOptions, StartError};
 use crate::refusals::{self, Refused};
 use gateway_core::authority::{Authority, Identity, Ticket as CoreTicket};
 use gateway_core::mesh::Mesh;
@@ -183,6 +183,7 @@ fn watch_keys(verifier: Verifier, config: &Config) {
 
 fn plane_options(options: &Options, shards: u16) -> plane::Options {
     let config = &options.config;
+    let sockets = &config.sockets;
     let requests = config.mesh.requests_max.max(1) as usize;
     plane::Options {
         name: "gateway".to_owned(),
@@ -202,6 +203,16 @@ fn plane_options(options: &Options, shards: u16) -> plane::Options {
             ..Capacities::default()
         },
         pin: config.pin,
+        buffers: BufferOptions { count: sockets.buffers.next_power_of_two(), bytes: sockets.buffer_bytes },
+        rings: RingOptions {
+            connections_max: sockets.ring_connections_max,
+            buffers: BufferOptions {
+                count: sockets.more_buffers.next_power_of_two(),
+                bytes: sockets.more_buffer_bytes,
+            },
+            poll_after_ms: sockets.poll_after_ms,
+            ..RingOptions::default()
+        },
         ..plane::Options::default()
     }
 }

@@ -155,7 +155,7 @@ impl Default for Options {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             driver: DriverChoice::Auto,
             shards: 1,
-            connections_max: 16_384,
+            connections_max: 1_000_000,
             linger_ms: 1_000,
             link_paths: Vec::new(),
             mesh: Capacities::default(),
