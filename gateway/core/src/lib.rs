@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod brain;
+mod chunks;
 pub mod fan;
 pub mod http;
 pub mod link;

@@ -2,6 +2,7 @@
 //! by [`Brain`], outputs leave as data. A file each for what happens in the lobby, to a client's frames, to streams, in
 //! chat homes, and between shards.
 
+mod alarms;
 mod away;
 mod chats;
 mod frames;
@@ -25,7 +26,7 @@ use crate::output::{ConnId, HaltReason, Output};
 use crate::planted::{self, Bug};
 use crate::stats::Stats;
 use crate::time::Now;
-use crate::timers::Timers;
+use alarms::{Alarms, Armed, Timer};
 use core::net::SocketAddr;
 use hashbrown::HashMap;
 use parley_protocol::close;
@@ -35,40 +36,8 @@ use parley_protocol::{ChatId, ClientMsgId, UserId};
 use session::{Conn, Session};
 use std::collections::{BTreeSet, VecDeque};
 
-/// What a timer is for. Whoever is meant checks whether it still holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Timer {
-    /// The lobby's deadline for a head, then for a session.
-    Lobby(ConnId),
-    /// Silence, expiry and stalls of a session.
-    Watch(ConnId),
-    /// A mark is due.
-    Mark(ConnId),
-    /// What waits beside a stream leaves.
-    Beside(ConnId),
-    /// A hole had its time.
-    Hole(ConnId),
-    /// The slow comparison with the head.
-    HeadCheck(ConnId),
-    /// A chat home's marks may be stored.
-    Receipts(ChatId),
-    /// A large chat's head may be told.
-    Heads(ChatId),
-    /// Load a chat home again.
-    Reload(ChatId),
-    /// Connect the link.
-    Link,
-    /// Look whether the link is dead; counts the links.
-    LinkIdle(u32),
-    /// The link is away too long for anybody to wait.
-    LinkAway,
-    /// Try again what the mesh had no room for.
-    Owed,
-    /// Go on reading after a nudge to everybody.
-    NudgeWalk,
-    /// Close what is left of a drain.
-    DrainEnd,
-}
+/// Room for due timers that is kept between two turns.
+const DUE_KEPT_MAX: usize = 1024;
 
 /// What the asker of a link request wants to see again with its answer.
 #[derive(Debug)]
@@ -159,8 +128,8 @@ pub struct Shard {
     owed_armed: bool,
     /// The next slot to nudge, while everybody is.
     nudge_walk: Option<u32>,
-    timers: Timers<Timer>,
-    due: VecDeque<Timer>,
+    timers: Alarms,
+    due: VecDeque<Armed>,
     /// Messages of this shard to itself.
     local: VecDeque<Mesh>,
     draining: bool,
@@ -173,7 +142,7 @@ impl Shard {
     /// A shard that has not begun. The first call of `handle_timer`, due at once, connects the link.
     pub fn new(options: Options, authority: Box<dyn Authority>, now: Now) -> Self {
         let shards = options.shards.max(1);
-        let mut timers = Timers::new(now.mono_ms);
+        let mut timers = Alarms::new(now.mono_ms);
         if options.shard == 0 {
             timers.arm(now.mono_ms, Timer::Link);
         }
@@ -509,9 +478,11 @@ impl Brain for Shard {
     fn handle_timer(&mut self, now: Now, out: &mut Out) {
         let mut due = std::mem::take(&mut self.due);
         self.timers.fire(now.mono_ms, &mut due);
-        for timer in due.drain(..) {
+        for armed in due.drain(..) {
+            let timer = self.timers.take(armed);
             self.fire(now, timer, out);
         }
+        due.shrink_to(DUE_KEPT_MAX);
         self.due = due;
         self.settle(now, out);
     }
