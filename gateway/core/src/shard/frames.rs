@@ -1,8 +1,9 @@
 //! A session's bytes: input to frames, frames to its outbox, its end. A frame that finds no room parks, what follows it
 //! waits, and nothing of it is lost. What a frame means is next door, in `requests`.
 
+use super::active::{Parked, Wait};
 use super::requests::Taken;
-use super::session::{Conn, Lobby, Parked, Session, Stage, Wait};
+use super::session::{Flag, Lobby, Moment, Stage};
 use super::streams::flush_beside;
 use super::{Out, Shard, Timer};
 use crate::fan;
@@ -24,12 +25,13 @@ const STASH_BYTES_MAX: usize = 1 << 20;
 
 impl Shard {
     pub(super) fn session_data(&mut self, now: Now, conn: ConnId, data: &mut [u8], out: &mut Out) {
-        let Some(session) = self.session(conn) else { return };
-        session.heard_ms = now.mono_ms;
-        if session.closing {
+        let Some(session) = self.conns.session(conn) else { return };
+        session.heard = Moment::new(now.mono_ms);
+        if session.is(Flag::Closing) {
             return;
         }
-        if let Some(parked) = &mut session.parked {
+        let busy = session.busy_mut(conn.slot, &mut self.actives);
+        if let Some(parked) = busy.and_then(|active| active.parked.as_mut()) {
             if parked.stash.len() - parked.at + data.len() > STASH_BYTES_MAX {
                 let what = "too much sent ahead";
                 return self.reject(conn, close::STALLED_READER, what, Reason::SentAhead, out);
@@ -56,9 +58,10 @@ impl Shard {
         data: &mut [u8],
         out: &mut Out,
     ) -> Option<(ClientFrame, Wait, usize)> {
-        let session = self.session(conn).filter(|session| !session.closing)?;
+        let session = self.conns.session(conn).filter(|session| !session.is(Flag::Closing))?;
         let encoding = session.encoding;
-        let mut decoder = std::mem::replace(&mut session.decoder, Decoder::new(0));
+        let kept = session.busy_mut(conn.slot, &mut self.actives).and_then(|active| active.decoder.take());
+        let mut decoder = kept.unwrap_or_else(|| Decoder::new(self.options.frame_bytes_max as u32));
         let mut at = 0;
         let waits = loop {
             let event = match decoder.next(data, &mut at) {
@@ -96,11 +99,14 @@ impl Shard {
             if let Taken::Wait(frame, wait) = self.take_frame(now, conn, frame, out) {
                 break Some((frame, wait, at));
             }
-            if self.session(conn).is_none_or(|session| session.closing) {
+            if self.session(conn).is_none_or(|session| session.is(Flag::Closing)) {
                 return None;
             }
         };
-        self.session(conn)?.decoder = decoder;
+        let session = self.conns.session(conn)?;
+        if !decoder.is_idle() {
+            session.active(conn.slot, &mut self.actives).decoder = Some(decoder);
+        }
         waits
     }
 
@@ -114,18 +120,23 @@ impl Shard {
         if let Wait::Credit(shard) = parked.wait {
             self.waiting[shard as usize].push_back(conn);
         }
-        if let Some(session) = self.session(conn) {
-            session.parked = Some(parked);
+        if let Some(session) = self.conns.session(conn) {
+            session.active(conn.slot, &mut self.actives).parked = Some(parked);
         }
+    }
+
+    /// What a session's parked frame waits for.
+    fn waits(&mut self, conn: ConnId) -> Option<Wait> {
+        self.session(conn)?.busy()?.parked.as_ref().map(|parked| parked.wait)
     }
 
     /// Goes on with a session whose frame may have room now.
     pub(super) fn unpark(&mut self, now: Now, conn: ConnId, out: &mut Out) {
-        let waits = self.session(conn).and_then(|session| session.parked.as_ref()).map(|parked| parked.wait);
-        if planted::has(Bug::ParkedNeverResumed) && matches!(waits, Some(Wait::Outbox | Wait::Answers)) {
+        if planted::has(Bug::ParkedNeverResumed) && matches!(self.waits(conn), Some(Wait::Outbox | Wait::Answers)) {
             return;
         }
-        let Some(mut parked) = self.session(conn).and_then(|session| session.parked.take()) else { return };
+        let busy = self.conns.session(conn).and_then(|session| session.busy_mut(conn.slot, &mut self.actives));
+        let Some(mut parked) = busy.and_then(|active| active.parked.take()) else { return };
         match self.take_frame(now, conn, parked.frame, out) {
             Taken::Wait(frame, wait) => {
                 parked.frame = frame;
@@ -156,19 +167,22 @@ impl Shard {
         let outbox_bytes_max = self.options.outbox_bytes_max;
         let Some(session) = self.session(conn) else { return };
         // Pongs that nobody reads are not worth memory: the next ping asks again (RFC 6455, section 5.5.3).
-        if session.queued < outbox_bytes_max {
-            session.queued += out.send_with(conn, |arena| ws::encode_frame(arena, ws::Opcode::Pong, payload));
+        if (session.queued as usize) < outbox_bytes_max {
+            session.queue(out.send_with(conn, |arena| ws::encode_frame(arena, ws::Opcode::Pong, payload)));
         }
     }
 
     /// A request of a session was answered.
     pub(super) fn request_done(&mut self, now: Now, conn: ConnId, out: &mut Out) {
-        let Some(session) = self.session(conn) else { return };
-        session.requests = session.requests.saturating_sub(1);
-        if session.requests == 0 && session.draining {
+        let Some(session) = self.conns.session(conn) else { return };
+        let requests = session.busy_mut(conn.slot, &mut self.actives).map_or(0, |active| {
+            active.requests = active.requests.saturating_sub(1);
+            active.requests
+        });
+        if requests == 0 && session.is(Flag::Draining) {
             return self.see_off(now, conn, out);
         }
-        if session.parked.as_ref().is_some_and(|parked| parked.wait == Wait::Answers) {
+        if self.waits(conn) == Some(Wait::Answers) {
             self.unpark(now, conn, out);
         }
     }
@@ -179,8 +193,7 @@ impl Shard {
         // Whoever is woken may turn out to need something else: the credit is offered on until it is taken.
         while self.credits.is_free(shard) {
             let Some(conn) = self.waiting[shard as usize].pop_front() else { return };
-            let waits = self.session(conn).and_then(|session| session.parked.as_ref()).map(|parked| parked.wait);
-            if waits == Some(Wait::Credit(shard)) {
+            if self.waits(conn) == Some(Wait::Credit(shard)) {
                 self.unpark(now, conn, out);
             }
         }
@@ -191,27 +204,27 @@ impl Shard {
         let room = self.options.outbox_bytes_max / 2;
         let Some(session) = self.session(conn) else { return };
         // What this turn queued so far is not in the shell's number: only what was taken is subtracted.
-        session.queued = session.queued.saturating_sub(bytes).max(queued);
-        session.took |= bytes > 0;
-        if session.queued > room || session.closing {
+        let left = (session.queued as usize).saturating_sub(bytes).max(queued);
+        session.queued = u32::try_from(left).unwrap_or(u32::MAX);
+        session.replace(Flag::Took, session.is(Flag::Took) || bytes > 0);
+        if left > room || session.is(Flag::Closing) {
             return;
         }
         if session.stream.is_behind() && !planted::has(Bug::SlowNeverResumed) {
             self.want_read(conn);
         }
-        let Some(session) = self.session(conn) else { return };
-        if session.parked.as_ref().is_some_and(|parked| parked.wait == Wait::Outbox) {
+        if self.waits(conn) == Some(Wait::Outbox) {
             self.unpark(now, conn, out);
         }
     }
 
     /// Queues a frame for one session.
     pub(super) fn send(&mut self, conn: ConnId, frame: &ServerFrame, out: &mut Out) {
-        let Some(session) = self.session(conn) else { return };
-        if !session.closing {
+        let Some(session) = self.conns.session(conn) else { return };
+        if !session.is(Flag::Closing) {
             let encoding = session.encoding;
-            session.queued += out.send_with(conn, |arena| fan::append(frame, encoding, arena));
-            flush_beside(session, out);
+            session.queue(out.send_with(conn, |arena| fan::append(frame, encoding, arena)));
+            flush_beside(conn, session, &mut self.actives, out);
         }
     }
 
@@ -235,22 +248,25 @@ impl Shard {
 
     /// Sends a close frame and ends the connection; it is forgotten when the shell says that it is closed.
     pub(super) fn close(&mut self, conn: ConnId, code: u16, reason: &str, out: &mut Out) {
-        match self.conns.get_mut(conn.slot as usize) {
-            Some(Conn::Session(session)) if session.conn == conn && !session.closing => {
-                session.closing = true;
-                session.parked = None;
+        if let Some(session) = self.conns.session(conn) {
+            if session.replace(Flag::Closing, true) {
+                return;
             }
-            Some(Conn::Lobby(lobby)) if lobby.conn == conn && !matches!(lobby.stage, Stage::Closing) => {
-                let Lobby { stage, .. } = &mut **lobby;
-                // Before the upgrade there is no WebSocket to close.
-                let upgraded = !matches!(stage, Stage::Head);
-                *stage = Stage::Closing;
-                self.stats.lobby_rejected_total += 1;
-                if !upgraded {
-                    return out.push(Output::Close(conn));
-                }
+            if let Some(active) = session.busy_mut(conn.slot, &mut self.actives) {
+                active.parked = None;
             }
-            _ => return,
+        } else if let Some(Lobby { stage, .. }) = self.conns.lobby(conn)
+            && !matches!(stage, Stage::Closing)
+        {
+            // Before the upgrade there is no WebSocket to close.
+            let upgraded = !matches!(stage, Stage::Head);
+            *stage = Stage::Closing;
+            self.stats.lobby_rejected_total += 1;
+            if !upgraded {
+                return out.push(Output::Close(conn));
+            }
+        } else {
+            return;
         }
         out.send_with(conn, |arena| ws::encode_close(arena, code, reason));
         out.push(Output::Close(conn));
@@ -260,19 +276,24 @@ impl Shard {
     pub(super) fn watch(&mut self, now: Now, conn: ConnId, out: &mut Out) {
         let (silent_ms, stalled_ms) = (self.options.heartbeat_timeout_ms, self.options.stalled_reader_ms);
         let grace_ms = self.options.expiry_grace_ms;
-        let Some(session) = self.session(conn) else { return };
-        if session.closing {
+        let Some(session) = self.conns.session(conn) else { return };
+        if session.is(Flag::Closing) {
             return;
         }
         // A paused socket's silence is the server's doing.
-        if session.parked.is_some() {
-            session.heard_ms = now.mono_ms;
+        if session.busy().is_some_and(|active| active.parked.is_some()) {
+            session.heard = Moment::new(now.mono_ms);
         }
         // A stall is counted from the first look that found bytes waiting and none taken since the look before.
-        let moves = session.queued == 0 || std::mem::take(&mut session.took);
-        let stalled_since = (!moves).then(|| session.stalled_since_ms.unwrap_or(now.mono_ms));
-        session.stalled_since_ms = stalled_since;
-        let silent_at = session.heard_ms + silent_ms;
+        let moves = session.queued == 0 || session.replace(Flag::Took, false);
+        let stalled_since = (!moves).then(|| {
+            let active = session.active(conn.slot, &mut self.actives);
+            *active.stalled_since_ms.get_or_insert(now.mono_ms)
+        });
+        if moves && let Some(active) = session.busy_mut(conn.slot, &mut self.actives) {
+            active.stalled_since_ms = None;
+        }
+        let silent_at = now.mono_ms - session.heard.ago_ms(now.mono_ms) + silent_ms;
         let stalled_at = stalled_since.unwrap_or(now.mono_ms) + stalled_ms;
         let expired_at = session.token_expires_at_ms.saturating_add(grace_ms);
         if now.mono_ms >= stalled_at {
@@ -290,10 +311,10 @@ impl Shard {
         self.timers.arm(now.mono_ms + next.min(expired_at - now.unix_ms).max(1), Timer::Watch(conn));
     }
 
-    pub(super) fn watch_first(&mut self, now: Now, session: &Session) {
-        let expires_in = session.token_expires_at_ms.saturating_add(self.options.expiry_grace_ms);
+    pub(super) fn watch_first(&mut self, now: Now, conn: ConnId, token_expires_at_ms: u64) {
+        let expires_in = token_expires_at_ms.saturating_add(self.options.expiry_grace_ms);
         let expires_in = expires_in.saturating_sub(now.unix_ms).max(1);
         let next = self.options.heartbeat_timeout_ms.min(self.options.stalled_reader_ms).min(expires_in);
-        self.timers.arm(now.mono_ms + next, Timer::Watch(session.conn));
+        self.timers.arm(now.mono_ms + next, Timer::Watch(conn));
     }
 }

@@ -2,6 +2,7 @@
 //! fan-out that found no room.
 
 use super::chats::refusal;
+use super::session::Flag;
 use super::{Out, Shard, Tag, Timer};
 use crate::fan::Fan;
 use crate::mesh::{Fanout, HomeReply, Mesh, Origin};
@@ -120,10 +121,11 @@ impl Shard {
     }
 
     fn add_subscriber(&mut self, conn: ConnId, chat_id: ChatId, generation: u32) {
-        let Some(session) = self.session(conn) else { return };
-        let known = session.subscriptions.contains(&chat_id);
+        let Some(session) = self.conns.session(conn) else { return };
+        let active = session.active(conn.slot, &mut self.actives);
+        let known = active.subscriptions.contains(&chat_id);
         if !known {
-            session.subscriptions.push(chat_id);
+            active.subscriptions.push(chat_id);
         }
         let subscribers = self.subscribers.entry(chat_id).or_default();
         subscribers.generation = generation;
@@ -148,15 +150,17 @@ impl Shard {
 
     /// Whether the session still wanted the subscription that it asked for.
     fn stop_subscribing(&mut self, conn: ConnId, chat_id: ChatId) -> bool {
-        let Some(session) = self.session(conn) else { return false };
-        let place = session.subscribing.iter().position(|other| *other == chat_id);
-        place.map(|place| session.subscribing.swap_remove(place)).is_some()
+        let busy = self.conns.session(conn).and_then(|session| session.busy_mut(conn.slot, &mut self.actives));
+        let Some(active) = busy else { return false };
+        let place = active.subscribing.iter().position(|other| *other == chat_id);
+        place.map(|place| active.subscribing.swap_remove(place)).is_some()
     }
 
     pub(super) fn unsubscribe(&mut self, now: Now, conn: ConnId, chat_id: ChatId, out: &mut Out) {
-        if let Some(session) = self.session(conn) {
-            session.subscriptions.retain(|other| *other != chat_id);
-            session.subscribing.retain(|other| *other != chat_id);
+        let busy = self.conns.session(conn).and_then(|session| session.busy_mut(conn.slot, &mut self.actives));
+        if let Some(active) = busy {
+            active.subscriptions.retain(|other| *other != chat_id);
+            active.subscribing.retain(|other| *other != chat_id);
         }
         self.drop_subscriber(now, conn, chat_id, out);
     }
@@ -287,7 +291,7 @@ impl Shard {
     /// The storage tier knows whose identity a new token is of. A service's is never the user's that it acts for.
     fn renewal_judged(&mut self, conn: ConnId, expires_at_ms: u64, reply: Reply, out: &mut Out) {
         let Some(session) = self.session(conn) else { return };
-        let (user_id, acting) = (session.user_id, session.acting);
+        let (user_id, acting) = (session.user_id, session.is(Flag::Acting));
         match reply {
             Reply::LoggedIn(user) if user.user_id == user_id => self.renewed(conn, expires_at_ms, out),
             Reply::LoggedIn(_) | Reply::Refused(ErrorCode::NoSuchUser) if acting => {

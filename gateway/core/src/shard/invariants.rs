@@ -1,14 +1,14 @@
 //! What always holds between two events of a shard. Tests and the simulator run this pass now and then.
 
 use super::Shard;
-use super::session::Conn;
+use super::session::{Conn, Flag};
 
 impl Shard {
     /// Panics when something that always holds does not. Costs a walk over all connections: for tests.
     pub fn check_invariants(&self) {
         let (mut sessions, mut lobby) = (0, 0);
-        for conn in &self.conns {
-            let session = match conn {
+        for slot in 0..self.conns.len() {
+            let session = match self.conns.at(slot) {
                 Conn::Free => continue,
                 Conn::Lobby(_) => {
                     lobby += 1;
@@ -19,10 +19,12 @@ impl Shard {
             sessions += 1;
             // Who asks again for what it has is under way as well.
             let under_way = self.options.subscriptions_max + usize::from(self.options.requests_in_flight_max);
-            assert!(session.stream.held() <= self.options.held_items_max, "items behind a hole are bounded");
-            assert!(session.subscriptions.len() <= self.options.subscriptions_max, "subscriptions are bounded");
-            assert!(session.subscribing.len() <= under_way, "subscriptions under way are bounded");
-            assert!(session.requests <= self.options.requests_in_flight_max, "requests of a session are bounded");
+            assert!(!session.is(Flag::Touched), "an event ends with a look at who was busy in it");
+            let Some(busy) = session.busy() else { continue };
+            assert!(busy.held.len() <= self.options.held_items_max, "items behind a hole are bounded");
+            assert!(busy.subscriptions.len() <= self.options.subscriptions_max, "subscriptions are bounded");
+            assert!(busy.subscribing.len() <= under_way, "subscriptions under way are bounded");
+            assert!(busy.requests <= self.options.requests_in_flight_max, "requests of a session are bounded");
         }
         assert_eq!((sessions, lobby), (self.stats.sessions, self.lobby_count), "connections are counted");
         assert!(self.lobby_count <= self.options.lobby_connections_max, "the lobby is bounded");
@@ -31,6 +33,6 @@ impl Shard {
             let open = self.credits.open(shard);
             assert!(open <= self.options.mesh_requests_max.max(1), "requests to shard {shard} are bounded: {open}");
         }
-        assert!(self.users.values().all(|home| !home.sessions.is_empty()), "a user home has sessions");
+        self.users.check(&self.conns);
     }
 }

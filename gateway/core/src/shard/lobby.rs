@@ -38,24 +38,13 @@ impl Shard {
             encoding: Encoding::Json,
             decoder: Decoder::new(self.options.frame_bytes_max as u32),
         };
-        self.put(conn, Conn::Lobby(Box::new(lobby)));
+        self.conns.put(conn, Conn::Lobby(Box::new(lobby)));
         self.lobby_count += 1;
         self.timers.arm(now.mono_ms + self.options.handshake_timeout_ms, Timer::Lobby(conn));
     }
 
-    pub(super) fn put(&mut self, conn: ConnId, entry: Conn) {
-        let slot = conn.slot as usize;
-        if self.conns.len() <= slot {
-            self.conns.resize_with(slot + 1, Conn::default);
-        }
-        self.conns[slot] = entry;
-    }
-
     pub(super) fn lobby(&mut self, conn: ConnId) -> Option<&mut Lobby> {
-        match self.conns.get_mut(conn.slot as usize) {
-            Some(Conn::Lobby(lobby)) if lobby.conn == conn => Some(lobby),
-            _ => None,
-        }
+        self.conns.lobby(conn)
     }
 
     pub(super) fn lobby_data(&mut self, now: Now, conn: ConnId, data: &mut [u8], out: &mut Out) {
@@ -243,7 +232,7 @@ impl Shard {
 
     fn give_seat(&mut self, conn: ConnId, seat: Seat, out: &mut Out) {
         let shard = partition::shard(partition::of_user(seat.user_id), self.options.shards);
-        self.conns[conn.slot as usize] = Conn::Free;
+        self.conns.free(conn.slot);
         self.lobby_count -= 1;
         out.push(Output::Seat { conn, shard, seat });
     }

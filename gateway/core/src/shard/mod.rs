@@ -2,6 +2,7 @@
 //! by [`Brain`], outputs leave as data. A file each for what happens in the lobby, to a client's frames, to streams, in
 //! chat homes, and between shards.
 
+mod active;
 mod alarms;
 mod away;
 mod chats;
@@ -14,6 +15,7 @@ mod requests;
 mod session;
 mod stream;
 mod streams;
+mod table;
 
 pub use session::{Out, Seat};
 
@@ -26,6 +28,7 @@ use crate::output::{ConnId, HaltReason, Output};
 use crate::planted::{self, Bug};
 use crate::stats::Stats;
 use crate::time::Now;
+use active::Actives;
 use alarms::{Alarms, Armed, Timer};
 use core::net::SocketAddr;
 use hashbrown::HashMap;
@@ -33,8 +36,9 @@ use parley_protocol::close;
 use parley_protocol::link::MarkUpdate;
 use parley_protocol::partition::{PARTITIONS, split_mix_64};
 use parley_protocol::{ChatId, ClientMsgId, UserId};
-use session::{Conn, Session};
+use session::{Conn, Flag, Session};
 use std::collections::{BTreeSet, VecDeque};
+use table::{Table, Users};
 
 /// Room for due timers that is kept between two turns.
 const DUE_KEPT_MAX: usize = 1024;
@@ -60,15 +64,6 @@ enum Barrier {
     Closed,
     Asked,
     Open,
-}
-
-/// A user with sessions here.
-#[derive(Debug, Default)]
-struct UserHome {
-    /// Slots of its sessions.
-    sessions: Vec<u32>,
-    /// The highest entry that was seen.
-    head: u64,
 }
 
 /// Sessions that look at a chat.
@@ -98,9 +93,10 @@ impl Owed {
 pub struct Shard {
     options: Options,
     authority: Box<dyn Authority>,
-    conns: Vec<Conn>,
+    conns: Table,
+    actives: Actives,
     lobby_count: usize,
-    users: HashMap<UserId, UserHome>,
+    users: Users,
     chats: HashMap<ChatId, home::ChatHome>,
     /// The order in which chat homes are looked at for eviction.
     chat_clock: VecDeque<ChatId>,
@@ -161,9 +157,10 @@ impl Shard {
             nudge_walk: None,
             barriers: vec![Barrier::Closed; PARTITIONS as usize],
             behind_barrier: HashMap::new(),
-            conns: Vec::new(),
+            conns: Table::new(),
+            actives: Actives::default(),
             lobby_count: 0,
-            users: HashMap::new(),
+            users: Users::default(),
             chats: HashMap::new(),
             chat_clock: VecDeque::new(),
             subscribers: HashMap::new(),
@@ -196,10 +193,7 @@ impl Shard {
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {
-        match self.conns.get_mut(conn.slot as usize) {
-            Some(Conn::Session(session)) if session.conn == conn => Some(session),
-            _ => None,
-        }
+        self.conns.session(conn)
     }
 
     /// Ends every event: messages to this shard itself, requests that wait to leave, gauges.
@@ -215,6 +209,7 @@ impl Shard {
             }
             self.take_link_events(now, out);
         }
+        self.let_go(now);
         if self.link.wants_transmit() {
             let link = &mut self.link;
             out.link_send_with(|arena| link.transmit(arena));
@@ -226,6 +221,15 @@ impl Shard {
         self.stats.link_up = u64::from(self.link.state() == State::Up);
     }
 
+    /// What a session has for being busy goes when it is not.
+    fn let_go(&mut self, now: Now) {
+        while let Some(slot) = self.actives.next_touched() {
+            if let Some(session) = self.conns.session_at_mut(slot) {
+                session.rest(now.mono_ms, self.options.rate_per_s, &mut self.actives);
+            }
+        }
+    }
+
     /// This gateway may not go on: sessions are told to come back elsewhere, and the process ends.
     fn halt(&mut self, reason: HaltReason, out: &mut Out) {
         if self.halted || (reason == HaltReason::Fenced && planted::has(Bug::FencedLivesOn)) {
@@ -233,8 +237,7 @@ impl Shard {
         }
         self.halted = true;
         for slot in 0..self.conns.len() {
-            if let Conn::Session(session) = &self.conns[slot] {
-                let conn = session.conn;
+            if let Some(conn) = self.conns.conn_at(slot) {
                 self.close(conn, close::RETRY_LATER, "retry later", out);
             }
         }
@@ -380,10 +383,9 @@ impl Shard {
 
     fn end_drain(&mut self, now: Now, out: &mut Out) {
         for slot in 0..self.conns.len() {
-            if let Conn::Session(session) = &self.conns[slot]
-                && session.draining
+            if let Some(conn) = self.conns.conn_at(slot)
+                && self.session(conn).is_some_and(|session| session.is(Flag::Draining))
             {
-                let conn = session.conn;
                 self.see_off(now, conn, out);
             }
         }
@@ -411,9 +413,11 @@ impl Brain for Shard {
     }
 
     fn handle_data(&mut self, now: Now, conn: ConnId, data: &mut [u8], out: &mut Out) {
-        match self.conns.get(conn.slot as usize) {
-            Some(Conn::Lobby(lobby)) if lobby.conn == conn => self.lobby_data(now, conn, data, out),
-            Some(Conn::Session(session)) if session.conn == conn => self.session_data(now, conn, data, out),
+        match self.conns.at(conn.slot) {
+            Conn::Lobby(lobby) if lobby.conn == conn => self.lobby_data(now, conn, data, out),
+            Conn::Session(session) if session.generation == conn.generation => {
+                self.session_data(now, conn, data, out);
+            }
             _ => follow_seat(conn, data, out),
         }
         self.settle(now, out);
@@ -495,18 +499,15 @@ impl Brain for Shard {
         self.draining = true;
         self.timers.arm(now.mono_ms + self.options.drain_patience_ms, Timer::DrainEnd);
         for slot in 0..self.conns.len() {
-            match &mut self.conns[slot] {
-                Conn::Free => {}
-                Conn::Lobby(lobby) => {
-                    let conn = lobby.conn;
-                    self.close(conn, close::DRAINING, "draining", out);
-                }
-                Conn::Session(session) => {
-                    session.draining = true;
-                    let conn = session.conn;
-                    if session.requests == 0 {
-                        self.see_off(now, conn, out);
-                    }
+            if let Conn::Lobby(lobby) = self.conns.at(slot) {
+                let conn = lobby.conn;
+                self.close(conn, close::DRAINING, "draining", out);
+            } else if let Some(conn) = self.conns.conn_at(slot)
+                && let Some(session) = self.session(conn)
+            {
+                session.replace(Flag::Draining, true);
+                if session.busy().is_none_or(|active| active.requests == 0) {
+                    self.see_off(now, conn, out);
                 }
             }
         }

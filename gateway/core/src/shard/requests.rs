@@ -1,7 +1,8 @@
 //! What a session's frames ask for: refusals that need nobody else, what is answered on the spot, and requests to chat
 //! homes and to the storage tier, each under a credit of its target and the session's rate.
 
-use super::session::Wait;
+use super::active::Wait;
+use super::session::Flag;
 use super::{Out, Shard, Tag};
 use crate::mesh::{HomeAsk, Mesh, Origin};
 use crate::output::{ConnId, Output};
@@ -24,13 +25,13 @@ impl Shard {
     pub(super) fn take_frame(&mut self, now: Now, conn: ConnId, frame: ClientFrame, out: &mut Out) -> Taken {
         let (outbox_bytes_max, requests_max) = (self.options.outbox_bytes_max, self.options.requests_in_flight_max);
         let Some(session) = self.session(conn) else { return Taken::Done };
-        if session.closing || session.draining {
+        if session.is(Flag::Closing) || session.is(Flag::Draining) {
             return Taken::Done;
         }
-        if session.queued > outbox_bytes_max {
+        if session.queued as usize > outbox_bytes_max {
             return Taken::Wait(frame, Wait::Outbox);
         }
-        if session.requests >= requests_max {
+        if session.busy().map_or(0, |active| active.requests) >= requests_max {
             return Taken::Wait(frame, Wait::Answers);
         }
         if let Err((code, message)) = self.refuse_early(conn, &frame) {
@@ -49,8 +50,8 @@ impl Shard {
         {
             self.credits.give(target);
             self.error(conn, refused, out);
-        } else if let Some(session) = self.session(conn) {
-            session.requests += 1;
+        } else if let Some(session) = self.conns.session(conn) {
+            session.active(conn.slot, &mut self.actives).requests += 1;
         }
         Taken::Done
     }
@@ -60,15 +61,21 @@ impl Shard {
         frame.check()?;
         let (payload_bytes_max, subscriptions_max) = (self.options.payload_bytes_max, self.options.subscriptions_max);
         let Some(session) = self.session(conn) else { return Ok(()) };
+        let looks_at = |chat_id| {
+            let Some(active) = session.busy() else { return (0, false) };
+            (active.subscriptions.len() + active.subscribing.len(), active.subscriptions.contains(&chat_id))
+        };
         match frame {
             ClientFrame::Send(send) => check_envelope(&send.envelope, payload_bytes_max),
-            ClientFrame::Subscribe(chat)
-                if session.subscriptions.len() + session.subscribing.len() >= subscriptions_max
-                    && !session.subscriptions.contains(&chat.chat_id) =>
-            {
-                Err((ErrorCode::TooMany, "unsubscribe from another chat first"))
+            ClientFrame::Subscribe(chat) => match looks_at(chat.chat_id) {
+                (chats, false) if chats >= subscriptions_max => {
+                    Err((ErrorCode::TooMany, "unsubscribe from another chat first"))
+                }
+                _ => Ok(()),
+            },
+            ClientFrame::DeviceEnd(_) if !session.is(Flag::Acting) => {
+                Err((ErrorCode::Forbidden, "only services end devices"))
             }
-            ClientFrame::DeviceEnd(_) if !session.acting => Err((ErrorCode::Forbidden, "only services end devices")),
             _ => Ok(()),
         }
     }
@@ -108,8 +115,9 @@ impl Shard {
     /// Charges a request to the session's rate, or makes the refusal.
     fn charge(&mut self, now: Now, conn: ConnId, frame: &ClientFrame) -> Result<(), frame::Error> {
         let (per_s, burst) = (self.options.rate_per_s, self.options.rate_burst);
-        let Some(session) = self.session(conn) else { return Ok(()) };
-        session.rate.take(now.mono_ms, per_s, burst).map_err(|retry_after_ms| frame::Error {
+        let Some(session) = self.conns.session(conn) else { return Ok(()) };
+        let active = session.active(conn.slot, &mut self.actives);
+        active.rate.take(now.mono_ms, per_s, burst).map_err(|retry_after_ms| frame::Error {
             retry_after_ms: Some(retry_after_ms),
             ..frame.error(ErrorCode::RateLimited, "too fast")
         })
@@ -124,7 +132,7 @@ impl Shard {
         frame: ClientFrame,
         out: &mut Out,
     ) -> Result<(), frame::Error> {
-        let Some(session) = self.session(conn) else { return Ok(()) };
+        let Some(session) = self.conns.session(conn) else { return Ok(()) };
         let sender = session.user_id;
         let ask = match frame {
             ClientFrame::Send(send) => {
@@ -138,7 +146,7 @@ impl Shard {
             ClientFrame::Delivered(at) => HomeAsk::Marks { chat_id: at.chat_id, delivered_seq: at.seq, read_seq: 0 },
             ClientFrame::Read(at) => HomeAsk::Marks { chat_id: at.chat_id, delivered_seq: 0, read_seq: at.seq },
             ClientFrame::Subscribe(chat) => {
-                session.subscribing.push(chat.chat_id);
+                session.active(conn.slot, &mut self.actives).subscribing.push(chat.chat_id);
                 HomeAsk::Subscribe { chat_id: chat.chat_id }
             }
             ClientFrame::Renew(renew) => return self.renew(now, conn, renew),
@@ -199,7 +207,7 @@ impl Shard {
     /// nothing of the user that it acts for, and needs its role again.
     fn renew(&mut self, now: Now, conn: ConnId, renew: Renew) -> Result<(), frame::Error> {
         let Some(session) = self.session(conn) else { return Ok(()) };
-        let (loopback, acting) = (session.loopback, session.acting);
+        let (loopback, acting) = (session.is(Flag::Loopback), session.is(Flag::Acting));
         let bad = |message: &str| Err(ClientFrame::Renew(renew.clone()).error(ErrorCode::BadToken, message));
         let identity = match self.authority.verify_token(&renew.token, now, loopback) {
             Ok(identity) => identity,
@@ -216,7 +224,7 @@ impl Shard {
     fn device_end(&mut self, conn: ConnId, device_id: DeviceId, out: &mut Out) {
         let Some(user_id) = self.session(conn).map(|session| session.user_id) else { return };
         for other in self.sessions_of(user_id) {
-            let ended = self.session(other).is_some_and(|it| it.device_id == device_id && !it.acting);
+            let ended = self.session(other).is_some_and(|it| it.device_id() == device_id && !it.is(Flag::Acting));
             if ended {
                 self.close(other, close::ENDED, "ended", out);
             }

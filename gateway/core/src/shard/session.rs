@@ -1,12 +1,17 @@
-//! What a shard keeps of one connection: in the lobby, and as a session. State only; what happens to it is next door.
+//! What a shard keeps of one connection: in the lobby, and as a session. An idle session is its entry of the table and
+//! nothing else; what it has beside that while it is busy is next door, in `active`. State only.
 
 use crate::mesh::Mesh;
 use crate::output::{ConnId, Outputs};
 use crate::ws::Decoder;
 use parley_protocol::wire::Encoding;
-use parley_protocol::{ChatId, ClientFrame, DeviceId, UserId};
+use parley_protocol::{DeviceId, UserId};
 
+use super::active::{Active, Actives};
 use super::stream::Stream;
+
+/// No session.
+pub(super) const NOBODY: u32 = u32::MAX;
 
 /// What a shard emits.
 pub type Out = Outputs<Mesh, Seat>;
@@ -42,7 +47,7 @@ pub(crate) enum Conn {
     #[default]
     Free,
     Lobby(Box<Lobby>),
-    Session(Box<Session>),
+    Session(Session),
 }
 
 /// A connection without a session.
@@ -76,95 +81,155 @@ pub(crate) enum Stage {
     Closing,
 }
 
-/// Why a session's input stands still.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// For a credit of a shard.
-    Credit(u16),
-    /// For room in its own outbox.
-    Outbox,
-    /// For answers to its own requests.
-    Answers,
-}
-
-/// A frame that could not be acted on yet, and what came after it.
-#[derive(Debug)]
-pub(crate) struct Parked {
-    pub(crate) frame: ClientFrame,
-    pub(crate) wait: Wait,
-    pub(crate) stash: Vec<u8>,
-    /// How much of the stash was acted on.
-    pub(crate) at: usize,
-    /// The socket is not read.
-    pub(crate) paused: bool,
-}
-
-/// A device's live connection.
+/// A device's live connection. There may be a million that do nothing: each byte here counts, and what only a busy one
+/// needs is in its [`Active`].
 #[derive(Debug)]
 pub(crate) struct Session {
-    pub(crate) conn: ConnId,
-    pub(crate) encoding: Encoding,
-    pub(crate) acting: bool,
-    pub(crate) loopback: bool,
-    pub(crate) development: bool,
-    /// A close is under way: nothing more is read or sent.
-    pub(crate) closing: bool,
-    /// Told to reconnect; is closed when its requests are answered.
-    pub(crate) draining: bool,
-    pub(crate) mark_armed: bool,
-    pub(crate) beside_armed: bool,
-    pub(crate) waits_to_read: bool,
-    pub(crate) requests: u16,
+    pub(crate) generation: u32,
+    /// The slot of the user's next session, or [`NOBODY`]; the first one is in the user's home.
+    pub(crate) next: u32,
     pub(crate) user_id: UserId,
-    pub(crate) device_id: DeviceId,
-    pub(crate) decoder: Decoder,
-    pub(crate) stream: Stream,
-    /// Bytes given to the shell and not yet taken by the kernel.
-    pub(crate) queued: usize,
-    /// When the client last sent something.
-    pub(crate) heard_ms: u64,
-    /// When the last mark left by itself.
-    pub(crate) marked_ms: u64,
-    /// It took something since the last look.
-    pub(crate) took: bool,
-    /// Since when bytes wait and nothing is taken.
-    pub(crate) stalled_since_ms: Option<u64>,
+    /// In halves, since a whole one would be aligned to its size.
+    device_id: [u64; 2],
     pub(crate) token_expires_at_ms: u64,
-    pub(crate) rate: Rate,
-    pub(crate) parked: Option<Box<Parked>>,
-    /// Whole frames that go out with the next one, or soon.
-    pub(crate) beside: Vec<u8>,
-    pub(crate) subscriptions: Vec<ChatId>,
-    /// Asked for, not answered, and not taken back.
-    pub(crate) subscribing: Vec<ChatId>,
+    active: Option<Box<Active>>,
+    /// When the client last sent something.
+    pub(crate) heard: Moment,
+    /// When the last mark left by itself.
+    pub(crate) marked: Moment,
+    /// Bytes given to the shell and not yet taken by the kernel. An outbox is far below its four gigabytes.
+    pub(crate) queued: u32,
+    flags: u16,
+    pub(crate) encoding: Encoding,
+    pub(crate) stream: Stream,
 }
 
-/// A token bucket.
+/// What is true of a session or not.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rate {
-    /// Thousandths of a command.
-    level: u64,
-    at_ms: u64,
+#[repr(u16)]
+pub(crate) enum Flag {
+    /// See [`Seat::acting`].
+    Acting = 1,
+    /// See [`Seat::loopback`].
+    Loopback = 1 << 1,
+    /// See [`Seat::development`].
+    Development = 1 << 2,
+    /// A close is under way: nothing more is read or sent.
+    Closing = 1 << 3,
+    /// Told to reconnect; is closed when its requests are answered.
+    Draining = 1 << 4,
+    MarkArmed = 1 << 5,
+    BesideArmed = 1 << 6,
+    WaitsToRead = 1 << 7,
+    /// It took something since the last look.
+    Took = 1 << 8,
+    /// Its busy part was used in this event.
+    Touched = 1 << 9,
 }
 
-impl Rate {
-    pub(crate) fn new(now_ms: u64, burst: u32) -> Self {
-        Self { level: u64::from(burst) * 1000, at_ms: now_ms }
+impl Session {
+    pub(crate) fn new(conn: ConnId, seat: &Seat, mark: Option<u64>, now_ms: u64) -> Self {
+        let device_id = seat.device_id.0;
+        let mut session = Self {
+            generation: conn.generation,
+            next: NOBODY,
+            user_id: seat.user_id,
+            device_id: [(device_id >> 64) as u64, device_id as u64],
+            token_expires_at_ms: seat.token_expires_at_ms,
+            active: None,
+            heard: Moment::new(now_ms),
+            marked: Moment::new(now_ms),
+            queued: 0,
+            flags: 0,
+            encoding: seat.encoding,
+            stream: Stream::new(mark),
+        };
+        session.replace(Flag::Acting, seat.acting);
+        session.replace(Flag::Loopback, seat.loopback);
+        session.replace(Flag::Development, seat.development);
+        session
     }
 
-    /// Takes one, or says in how many milliseconds there is one.
-    pub(crate) fn take(&mut self, now_ms: u64, per_s: u32, burst: u32) -> Result<(), u32> {
-        let per_s = u64::from(per_s.max(1));
-        let earned = now_ms.saturating_sub(self.at_ms).saturating_mul(per_s);
-        self.level = self.level.saturating_add(earned).min(u64::from(burst.max(1)) * 1000);
-        self.at_ms = now_ms;
-        match self.level.checked_sub(1000) {
-            Some(rest) => {
-                self.level = rest;
-                Ok(())
-            }
-            None => Err((1000 - self.level).div_ceil(per_s) as u32),
+    pub(crate) fn device_id(&self) -> DeviceId {
+        let [high, low] = self.device_id;
+        DeviceId(u128::from(high) << 64 | u128::from(low))
+    }
+
+    pub(crate) fn is(&self, flag: Flag) -> bool {
+        self.flags & flag as u16 != 0
+    }
+
+    /// Sets a flag; gives what it was.
+    pub(crate) fn replace(&mut self, flag: Flag, on: bool) -> bool {
+        let was = self.is(flag);
+        self.flags = if on { self.flags | flag as u16 } else { self.flags & !(flag as u16) };
+        was
+    }
+
+    /// Bytes were given to the shell.
+    pub(crate) fn queue(&mut self, bytes: usize) {
+        self.queued = self.queued.saturating_add(u32::try_from(bytes).unwrap_or(u32::MAX));
+    }
+
+    /// The highest entry of its user's inbox that it knows of.
+    pub(crate) fn known(&self) -> u64 {
+        self.stream.known().max(self.active.as_ref().map_or(0, |active| active.head))
+    }
+
+    /// What it has beside its entry, if it is busy.
+    pub(crate) fn busy(&self) -> Option<&Active> {
+        self.active.as_deref()
+    }
+
+    /// The same, to change it.
+    pub(crate) fn busy_mut(&mut self, slot: u32, actives: &mut Actives) -> Option<&mut Active> {
+        if self.active.is_some() {
+            actives.touch(slot, self);
         }
+        self.active.as_deref_mut()
+    }
+
+    /// What it has beside its entry; made, if it was idle.
+    pub(crate) fn active(&mut self, slot: u32, actives: &mut Actives) -> &mut Active {
+        actives.touch(slot, self);
+        self.active.get_or_insert_with(|| actives.make())
+    }
+
+    /// The busy part with the stream, for entries that are held.
+    pub(crate) fn stream_and_active(&mut self, slot: u32, actives: &mut Actives) -> (&mut Stream, &mut Active) {
+        actives.touch(slot, self);
+        (&mut self.stream, self.active.get_or_insert_with(|| actives.make()))
+    }
+
+    /// Ends an event in which the busy part was used: it goes when it says nothing.
+    pub(crate) fn rest(&mut self, now_ms: u64, rate_per_s: u32, actives: &mut Actives) {
+        self.replace(Flag::Touched, false);
+        let known = self.stream.known();
+        let nothing = self.busy().is_some_and(|active| active.says_nothing(known, now_ms, rate_per_s));
+        if nothing && let Some(active) = self.active.take() {
+            actives.give_back(active);
+        }
+    }
+
+    /// The session ends: what it had.
+    pub(crate) fn into_active(self) -> Option<Box<Active>> {
+        self.active
+    }
+}
+
+/// A millisecond of the last 24 days; what lies farther back counts as just now. Exact within that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Moment(u32);
+
+impl Moment {
+    pub(crate) fn new(now_ms: u64) -> Self {
+        Self(now_ms as u32)
+    }
+
+    /// How long ago it was, milliseconds.
+    pub(crate) fn ago_ms(self, now_ms: u64) -> u64 {
+        let ago = (now_ms as u32).wrapping_sub(self.0);
+        u64::from(if ago > i32::MAX as u32 { 0 } else { ago })
     }
 }
 
@@ -173,10 +238,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_burst_passes_and_the_rest_is_paced() {
-        let mut rate = Rate::new(0, 3);
-        assert_eq!((0..4).map(|_| rate.take(0, 10, 3)).collect::<Vec<_>>(), [Ok(()), Ok(()), Ok(()), Err(100)]);
-        assert_eq!(rate.take(99, 10, 3), Err(1));
-        assert_eq!(rate.take(100, 10, 3), Ok(()));
+    fn an_idle_session_is_its_entry() {
+        assert_eq!(size_of::<Conn>(), 72);
+        assert_eq!(size_of::<Session>(), 72, "an entry says what it is in a byte that a session has anyway");
+    }
+
+    #[test]
+    fn a_moment_is_exact_for_days_and_across_the_wrap() {
+        const DAY_MS: u64 = 86_400_000;
+        for at in [0, 5, u64::from(u32::MAX) - 7, u64::from(u32::MAX), 1 << 40] {
+            for ago in [0, 1, 60_000, DAY_MS, 24 * DAY_MS] {
+                assert_eq!(Moment::new(at).ago_ms(at + ago), ago);
+            }
+            assert_eq!(Moment::new(at).ago_ms(at + 25 * DAY_MS), 0);
+        }
     }
 }

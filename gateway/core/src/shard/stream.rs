@@ -5,29 +5,40 @@ use crate::fan::Fan;
 use crate::planted::{self, Bug};
 use std::sync::Arc;
 
-/// Items with their numbers, rising.
-type Held = Vec<(u64, Arc<Fan>)>;
+/// Items ahead of a position, by number, rising.
+#[derive(Debug, Default)]
+pub(crate) struct Held(Vec<(u64, Arc<Fan>)>);
 
-/// Position and hole handling of one session.
+impl Held {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Position and hole handling of one session. Nine bytes, wherever they lie: it is kept for every idle session.
 #[derive(Debug)]
 pub(crate) struct Stream {
     /// Everything up to here was put into the stream.
-    position: u64,
-    /// The last position that the device was told in this stream.
-    marked: Option<u64>,
-    /// The device presented no mark: the position is not known before the head is.
-    fresh: bool,
-    /// A page was judged, so the head is known: before that a mark would claim that the device has caught up.
-    judged: bool,
-    /// A page is being read.
-    reading: bool,
-    /// Read once more when that page is there: something may have been missed meanwhile.
-    again: bool,
-    /// Items were dropped for want of room: read on when there is some.
-    behind: bool,
-    /// Items ahead of the position, by number.
-    held: Option<Box<Held>>,
+    position: [u8; 8],
+    bits: u8,
 }
+
+/// The device was told the position in this stream.
+const TOLD: u8 = 1;
+/// The device presented no mark: the position is not known before the head is.
+const FRESH: u8 = 1 << 1;
+/// A page was judged, so the head is known: before that a mark would claim that the device has caught up.
+const JUDGED: u8 = 1 << 2;
+/// A page is being read.
+const READING: u8 = 1 << 3;
+/// Read once more when that page is there: something may have been missed meanwhile.
+const AGAIN: u8 = 1 << 4;
+/// Items were dropped for want of room: read on when there is some.
+const BEHIND: u8 = 1 << 5;
 
 /// What to do with a live item.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,176 +72,187 @@ pub(crate) enum Page {
 
 impl Stream {
     pub(crate) fn new(mark: Option<u64>) -> Self {
-        let position = mark.unwrap_or(0);
-        Self {
-            position,
-            marked: None,
-            fresh: mark.is_none(),
-            judged: false,
-            reading: false,
-            again: false,
-            behind: false,
-            held: None,
-        }
+        let bits = if mark.is_none() { FRESH } else { 0 };
+        Self { position: mark.unwrap_or(0).to_ne_bytes(), bits }
+    }
+
+    fn is(&self, bit: u8) -> bool {
+        self.bits & bit != 0
+    }
+
+    fn set(&mut self, bit: u8, on: bool) {
+        self.bits = if on { self.bits | bit } else { self.bits & !bit };
     }
 
     pub(crate) fn position(&self) -> u64 {
-        self.position
+        u64::from_ne_bytes(self.position)
+    }
+
+    /// Elsewhere, the device was not told.
+    fn move_to(&mut self, position: u64) {
+        if position != self.position() {
+            self.position = position.to_ne_bytes();
+            self.set(TOLD, false);
+        }
+    }
+
+    /// The highest item of which this stream is a witness.
+    pub(crate) fn known(&self) -> u64 {
+        if self.is(JUDGED) { self.position() } else { 0 }
     }
 
     /// A read failed, or something was missed while none was under way.
     pub(crate) fn owes_read(&self) -> bool {
-        self.again && !self.reading
+        self.is(AGAIN) && !self.is(READING)
     }
 
     pub(crate) fn is_behind(&self) -> bool {
-        self.behind
+        self.is(BEHIND)
     }
 
-    pub(crate) fn has_hole(&self) -> bool {
-        self.held.is_some()
-    }
-
-    /// Judges a live item.
-    pub(crate) fn offer(&mut self, inbox_seq: u64, fan: &Arc<Fan>, has_room: bool, held_max: usize) -> Offer {
-        if !self.fresh {
-            if inbox_seq <= self.position {
-                return if planted::has(Bug::StaleNotDropped) { Offer::Send } else { Offer::Stale };
-            }
-            if planted::has(Bug::StartsAtFirstLive) && !self.judged {
-                self.position = inbox_seq;
-                return Offer::Send;
-            }
-            if self.behind {
-                return Offer::Dropped;
-            }
-            if inbox_seq == self.position + 1 || planted::has(Bug::HoleNotWaited) {
-                if !has_room {
-                    self.behind = !planted::has(Bug::OverBudgetNotBehind);
-                    self.position += u64::from(planted::has(Bug::OverBudgetSkips));
-                    return Offer::Dropped;
-                }
-                self.position = inbox_seq;
-                return Offer::Send;
-            }
+    /// Judges a live item; `None` when it is ahead, and has to be held.
+    pub(crate) fn offer(&mut self, inbox_seq: u64, has_room: bool) -> Option<Offer> {
+        if self.is(FRESH) {
+            return None;
         }
-        let first = self.held.is_none();
-        let held = self.held.get_or_insert_default();
-        match held.binary_search_by_key(&inbox_seq, |(seq, _)| *seq) {
+        if inbox_seq <= self.position() {
+            return Some(if planted::has(Bug::StaleNotDropped) { Offer::Send } else { Offer::Stale });
+        }
+        if planted::has(Bug::StartsAtFirstLive) && !self.is(JUDGED) {
+            self.move_to(inbox_seq);
+            return Some(Offer::Send);
+        }
+        if self.is(BEHIND) {
+            return Some(Offer::Dropped);
+        }
+        if inbox_seq != self.position() + 1 && !planted::has(Bug::HoleNotWaited) {
+            return None;
+        }
+        if !has_room {
+            self.set(BEHIND, !planted::has(Bug::OverBudgetNotBehind));
+            self.move_to(self.position() + u64::from(planted::has(Bug::OverBudgetSkips)));
+            return Some(Offer::Dropped);
+        }
+        self.move_to(inbox_seq);
+        Some(Offer::Send)
+    }
+
+    /// Holds an item that is ahead, among so many.
+    pub(crate) fn hold(&mut self, held: &mut Held, inbox_seq: u64, fan: &Arc<Fan>, held_max: usize) -> Offer {
+        let Held(items) = held;
+        match items.binary_search_by_key(&inbox_seq, |(seq, _)| *seq) {
             Ok(_) => Offer::Stale,
-            Err(index) if held.len() < held_max => {
-                held.insert(index, (inbox_seq, fan.clone()));
+            Err(index) if items.len() < held_max => {
+                let first = items.is_empty();
+                items.insert(index, (inbox_seq, fan.clone()));
                 Offer::Held { first }
             }
             Err(_) => {
                 if planted::has(Bug::FullSetSkips) {
-                    self.position = inbox_seq;
+                    self.move_to(inbox_seq);
                 }
                 // What is dropped lies above the position: the read that closes the hole, or the next one, has it.
-                self.again = true;
+                self.set(AGAIN, true);
                 Offer::Dropped
             }
         }
     }
 
-    /// Items behind a hole.
-    pub(crate) fn held(&self) -> usize {
-        self.held.as_ref().map_or(0, |held| held.len())
-    }
-
     /// Takes the next held item, if the position has come up to it.
-    pub(crate) fn next_held(&mut self, has_room: bool) -> Option<Arc<Fan>> {
-        if self.fresh {
+    pub(crate) fn next_held(&mut self, held: &mut Held, has_room: bool) -> Option<Arc<Fan>> {
+        if self.is(FRESH) {
             return None;
         }
-        let held = self.held.as_mut()?;
-        let old = held.partition_point(|(seq, _)| *seq <= self.position);
-        held.drain(..old);
-        let next = held.first().is_some_and(|(seq, _)| *seq == self.position + 1);
-        let item = (next && has_room).then(|| held.remove(0).1);
-        if next && !has_room {
-            self.behind = !planted::has(Bug::OverBudgetNotBehind);
-            self.held = None;
-        } else if held.is_empty() {
-            self.held = None;
+        let Held(items) = held;
+        let position = self.position();
+        let old = items.partition_point(|(seq, _)| *seq <= position);
+        items.drain(..old);
+        if items.first().is_none_or(|(seq, _)| *seq != position + 1) {
+            return None;
         }
-        self.position += u64::from(item.is_some());
-        item
+        if !has_room {
+            self.set(BEHIND, !planted::has(Bug::OverBudgetNotBehind));
+            items.clear();
+            return None;
+        }
+        self.move_to(position + 1);
+        Some(items.remove(0).1)
     }
 
     /// Asks for a page; false when one is on its way, which is then followed by another.
     pub(crate) fn begin_read(&mut self) -> bool {
-        if self.reading {
-            self.again = true;
+        if self.is(READING) {
+            self.set(AGAIN, true);
             return false;
         }
-        self.reading = true;
-        self.again = false;
-        self.behind = false;
+        self.set(READING, true);
+        self.set(AGAIN | BEHIND, false);
         true
     }
 
     /// A page of (after, to] came, with the head that was read before it.
     pub(crate) fn take_page(&mut self, after: u64, to: u64, head: u64, backlog_max: u64) -> Page {
-        self.reading = false;
-        let first = !std::mem::replace(&mut self.judged, true);
-        if planted::has(Bug::StartsAtTheHead) && first && !self.fresh {
-            self.position = self.position.max(head);
+        self.set(READING, false);
+        let first = !self.is(JUDGED);
+        self.set(JUDGED, true);
+        let fresh = self.is(FRESH);
+        if planted::has(Bug::StartsAtTheHead) && first && !fresh {
+            self.move_to(self.position().max(head));
         }
-        if self.fresh {
-            self.fresh = false;
+        if fresh {
+            self.set(FRESH, false);
             self.truncate_to(head);
             return if planted::has(Bug::FreshUntold) { Page::Leave } else { Page::Truncate { mark: head } };
         }
-        if after != self.position && !planted::has(Bug::PageTakenAnywhere) {
+        let position = self.position();
+        if after != position && !planted::has(Bug::PageTakenAnywhere) {
             return Page::Leave;
         }
         // A page of nothing below the head is how the storage tier says that the backlog is too long for it.
         let backlog_max = if planted::has(Bug::TruncatesNeedlessly) && first { 0 } else { backlog_max };
-        if self.position > head || head - self.position > backlog_max || (to == after && head > after) {
+        if position > head || head - position > backlog_max || (to == after && head > after) {
             self.truncate_to(head);
             return if planted::has(Bug::TruncationUntold) { Page::Leave } else { Page::Truncate { mark: head } };
         }
-        self.position = match () {
+        self.move_to(match () {
             () if planted::has(Bug::PageMovesToTheHead) => head,
             () if planted::has(Bug::PageMovesTooLittle) && to > after => to - 1,
             () => to,
-        };
+        });
         Page::Take
     }
 
     pub(crate) fn truncate_to(&mut self, head: u64) {
-        self.position = head;
-        self.marked = Some(head);
+        self.move_to(head);
+        self.set(TOLD, true);
     }
 
     /// The read failed: the position is where it was.
     pub(crate) fn read_failed(&mut self) {
-        self.reading = false;
-        self.again = true;
+        self.set(READING, false);
+        self.set(AGAIN, true);
     }
 
     /// Whether another page is wanted after one that named `head`.
     pub(crate) fn wants_read(&self, head: u64) -> bool {
-        !self.reading && (self.again || self.fresh || self.position < head)
+        !self.is(READING) && (self.is(AGAIN | FRESH) || self.position() < head)
     }
 
     /// There is no room for the page that is wanted.
     pub(crate) fn fall_behind(&mut self) {
-        self.behind = true;
+        self.set(BEHIND, true);
     }
 
     /// The mark to send, if the device was not told it.
     pub(crate) fn unmarked(&mut self) -> Option<u64> {
-        self.is_unmarked().then(|| {
-            self.marked = Some(self.position);
-            self.position
-        })
+        let unmarked = self.is_unmarked();
+        self.set(TOLD, self.is(TOLD) || unmarked);
+        unmarked.then_some(self.position())
     }
 
     /// A mark is due.
     pub(crate) fn is_unmarked(&self) -> bool {
-        self.judged && !self.fresh && self.marked != Some(self.position)
+        self.is(JUDGED) && !self.is(FRESH | TOLD)
     }
 }
 
@@ -244,6 +266,45 @@ mod tests {
         Arc::new(Fan::new(ServerFrame::Pong(Pong { nonce: nonce as u32 })))
     }
 
+    /// A stream with what it holds.
+    struct Rig {
+        stream: Stream,
+        held: Held,
+    }
+
+    impl Rig {
+        fn new(mark: Option<u64>) -> Self {
+            Self { stream: Stream::new(mark), held: Held::default() }
+        }
+
+        fn offer(&mut self, inbox_seq: u64, fan: &Arc<Fan>, has_room: bool, held_max: usize) -> Offer {
+            let judged = self.stream.offer(inbox_seq, has_room);
+            judged.unwrap_or_else(|| self.stream.hold(&mut self.held, inbox_seq, fan, held_max))
+        }
+
+        fn next_held(&mut self, has_room: bool) -> Option<Arc<Fan>> {
+            self.stream.next_held(&mut self.held, has_room)
+        }
+
+        fn has_hole(&self) -> bool {
+            !self.held.is_empty()
+        }
+    }
+
+    impl std::ops::Deref for Rig {
+        type Target = Stream;
+
+        fn deref(&self) -> &Stream {
+            &self.stream
+        }
+    }
+
+    impl std::ops::DerefMut for Rig {
+        fn deref_mut(&mut self) -> &mut Stream {
+            &mut self.stream
+        }
+    }
+
     fn nonce(fan: &Fan) -> u64 {
         let ServerFrame::Pong(Pong { nonce }) = fan.frame() else { panic!("only pongs here") };
         u64::from(*nonce)
@@ -251,7 +312,7 @@ mod tests {
 
     #[test]
     fn an_item_out_of_order_waits_and_comes_once() {
-        let mut stream = Stream::new(Some(4));
+        let mut stream = Rig::new(Some(4));
         assert!(stream.begin_read());
         assert_eq!(stream.unmarked(), None, "the head is not known yet");
         assert_eq!(stream.take_page(4, 4, 4, 100), Page::Take);
@@ -268,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_page_is_taken_only_at_the_position() {
-        let mut stream = Stream::new(Some(4));
+        let mut stream = Rig::new(Some(4));
         assert!(stream.begin_read());
         assert_eq!(stream.offer(5, &fan(5), true, 8), Offer::Send);
         assert_eq!(stream.take_page(4, 7, 7, 100), Page::Leave);
@@ -281,7 +342,7 @@ mod tests {
 
     #[test]
     fn without_room_the_session_falls_behind_and_reads_on() {
-        let mut stream = Stream::new(Some(0));
+        let mut stream = Rig::new(Some(0));
         assert_eq!(stream.offer(1, &fan(1), false, 8), Offer::Dropped);
         assert_eq!(stream.offer(2, &fan(2), true, 8), Offer::Dropped, "nothing overtakes what was dropped");
         assert!(stream.is_behind());
@@ -291,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_new_device_starts_at_the_head_and_misses_nothing_after_it() {
-        let mut stream = Stream::new(None);
+        let mut stream = Rig::new(None);
         assert!(stream.begin_read());
         assert_eq!(stream.offer(9, &fan(9), true, 8), Offer::Held { first: true });
         assert_eq!(stream.take_page(0, 0, 8, 100), Page::Truncate { mark: 8 });
@@ -300,10 +361,10 @@ mod tests {
 
     #[test]
     fn a_mark_above_the_head_and_a_long_backlog_are_truncated() {
-        let mut ahead = Stream::new(Some(50));
+        let mut ahead = Rig::new(Some(50));
         assert!(ahead.begin_read());
         assert_eq!(ahead.take_page(50, 50, 8, 100), Page::Truncate { mark: 8 });
-        let mut far = Stream::new(Some(1));
+        let mut far = Rig::new(Some(1));
         assert!(far.begin_read());
         assert_eq!(far.take_page(1, 1, 200, 100), Page::Truncate { mark: 200 });
         assert_eq!(far.unmarked(), None, "the device was told by Truncated");
@@ -311,7 +372,7 @@ mod tests {
 
     #[test]
     fn what_finds_the_held_set_full_is_read_later() {
-        let mut stream = Stream::new(Some(0));
+        let mut stream = Rig::new(Some(0));
         assert_eq!(stream.offer(2, &fan(2), true, 1), Offer::Held { first: true });
         assert_eq!(stream.offer(3, &fan(3), true, 1), Offer::Dropped);
         assert!(stream.begin_read());
@@ -325,7 +386,7 @@ mod tests {
         use crate::planted::plant;
         let stream = |bug: Bug| {
             plant(Some(bug));
-            let mut stream = Stream::new(Some(4));
+            let mut stream = Rig::new(Some(4));
             assert!(stream.begin_read());
             stream
         };
@@ -341,11 +402,11 @@ mod tests {
         assert_eq!(stream(Bug::PageTakenAnywhere).take_page(3, 5, 5, 100), Page::Take);
         let mut short = stream(Bug::PageMovesTooLittle);
         assert_eq!((short.take_page(4, 6, 6, 100), short.position()), (Page::Take, 5));
-        let mut fresh = Stream::new(None);
+        let mut fresh = Rig::new(None);
         plant(Some(Bug::FreshUntold));
         assert_eq!((fresh.take_page(0, 0, 6, 100), fresh.position()), (Page::Leave, 6));
         plant(None);
-        assert_eq!(Stream::new(None).take_page(0, 0, 6, 100), Page::Truncate { mark: 6 });
-        assert_eq!(Stream::new(Some(4)).offer(3, &fan(3), true, 8), Offer::Stale);
+        assert_eq!(Rig::new(None).take_page(0, 0, 6, 100), Page::Truncate { mark: 6 });
+        assert_eq!(Rig::new(Some(4)).offer(3, &fan(3), true, 8), Offer::Stale);
     }
 }

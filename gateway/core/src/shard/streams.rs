@@ -1,9 +1,10 @@
 //! User homes: the sessions of a user, the streams that they receive, marks, inbox reads, nudges (rules 7 to 14 of the
 //! delivery protocol). A user home filters nothing: each session judges every item by its own position.
 
+use super::active::Actives;
 use super::inbound::own_frame;
-use super::session::{Conn, Rate, Seat, Session};
-use super::stream::{Offer, Page, Stream};
+use super::session::{Conn, Flag, Moment, NOBODY, Seat, Session};
+use super::stream::{Offer, Page};
 use super::{Out, Shard, Tag, Timer};
 use crate::authority::Ticket;
 use crate::fan::Fan;
@@ -11,7 +12,6 @@ use crate::output::ConnId;
 use crate::planted::{self, Bug};
 use crate::stats::Reason;
 use crate::time::Now;
-use crate::ws::Decoder;
 use parley_protocol::frame::{Mark, Reconnect, Renewed, ServerFrame, Truncated, Welcome};
 use parley_protocol::link::{Ask, InboxEntry, InboxPage, Reply, Target};
 use parley_protocol::{UserId, close};
@@ -30,36 +30,9 @@ impl Shard {
     /// A connection whose user is known comes to its shard.
     pub(super) fn seat(&mut self, now: Now, conn: ConnId, mut seat: Seat, out: &mut Out) {
         let rest = std::mem::take(&mut seat.rest);
-        let session = Session {
-            conn,
-            encoding: seat.encoding,
-            acting: seat.acting,
-            loopback: seat.loopback,
-            development: seat.development,
-            closing: false,
-            draining: false,
-            mark_armed: false,
-            beside_armed: false,
-            marked_ms: now.mono_ms,
-            waits_to_read: false,
-            requests: 0,
-            user_id: seat.user_id,
-            device_id: seat.device_id,
-            decoder: Decoder::new(self.options.frame_bytes_max as u32),
-            stream: Stream::new(if seat.acting { Some(0) } else { self.mark_of(&seat) }),
-            queued: 0,
-            heard_ms: now.mono_ms,
-            took: false,
-            stalled_since_ms: None,
-            token_expires_at_ms: seat.token_expires_at_ms,
-            rate: Rate::new(now.mono_ms, self.options.rate_burst),
-            parked: None,
-            beside: Vec::new(),
-            subscriptions: Vec::new(),
-            subscribing: Vec::new(),
-        };
-        self.watch_first(now, &session);
-        self.put(conn, Conn::Session(Box::new(session)));
+        let mark = if seat.acting { Some(0) } else { self.mark_of(&seat) };
+        self.conns.put(conn, Conn::Session(Session::new(conn, &seat, mark, now.mono_ms)));
+        self.watch_first(now, conn, seat.token_expires_at_ms);
         self.stats.sessions += 1;
         if !self.admit(conn, &seat, out) {
             return;
@@ -97,7 +70,7 @@ impl Shard {
         let mut mark = seat.mark;
         if planted::has(Bug::RemembersMarks) {
             for conn in self.sessions_of(seat.user_id) {
-                let session = self.session(conn).filter(|session| session.device_id == seat.device_id);
+                let session = self.session(conn).filter(|session| session.device_id() == seat.device_id);
                 mark = mark.max(session.map(|session| session.stream.position()));
             }
         }
@@ -113,10 +86,10 @@ impl Shard {
         let mut devices = 0;
         for other in self.sessions_of(seat.user_id) {
             let Some(session) = self.session(other) else { continue };
-            if session.closing || session.acting || seat.acting {
+            if session.is(Flag::Closing) || session.is(Flag::Acting) || seat.acting {
                 continue;
             }
-            if session.device_id == seat.device_id {
+            if session.device_id() == seat.device_id {
                 self.close(other, close::REPLACED, "replaced", out);
             } else {
                 devices += 1;
@@ -126,7 +99,7 @@ impl Shard {
             self.reject(conn, close::TOO_MANY_DEVICES, "too many devices", Reason::TooManyDevices, out);
             return false;
         }
-        self.users.entry(seat.user_id).or_default().sessions.push(conn.slot);
+        self.users.link(&mut self.conns, conn.slot, seat.user_id);
         true
     }
 
@@ -139,64 +112,85 @@ impl Shard {
     fn ticket(&mut self, now: Now, conn: ConnId, name: String) -> (String, u64) {
         let ttl_ms = self.options.resume_ttl_ms;
         let Some(session) = self.session(conn) else { return (String::new(), 0) };
-        if session.acting {
+        if session.is(Flag::Acting) {
             return (String::new(), 0);
         }
         let ticket = Ticket {
             user_id: session.user_id,
-            device_id: session.device_id,
+            device_id: session.device_id(),
             name,
             expires_at_ms: (now.unix_ms + ttl_ms).min(session.token_expires_at_ms),
-            development: session.development,
+            development: session.is(Flag::Development),
         };
         (self.authority.issue_ticket(&ticket), ticket.expires_at_ms)
     }
 
     /// Connections of a user's sessions here.
     pub(super) fn sessions_of(&self, user_id: UserId) -> Vec<ConnId> {
-        let Some(home) = self.users.get(&user_id) else { return Vec::new() };
-        let conn_of = |slot: &u32| match self.conns.get(*slot as usize) {
-            Some(Conn::Session(session)) => Some(session.conn),
-            _ => None,
-        };
-        home.sessions.iter().filter_map(conn_of).collect()
+        self.users.slots(&self.conns, user_id).filter_map(|slot| self.conns.conn_at(slot)).collect()
+    }
+
+    /// The highest entry of a user's inbox that was seen here. Its sessions know it together: as the position of their
+    /// streams, or beside one that has not come so far.
+    fn head_of(&self, user_id: UserId) -> u64 {
+        self.users.first(&self.conns, user_id).map_or(0, |first| self.head_from(first))
+    }
+
+    fn head_from(&self, first: u32) -> u64 {
+        let known = |slot| self.conns.session_at(slot).map_or(0, Session::known);
+        self.conns.linked_from(first).map(known).max().unwrap_or(0)
+    }
+
+    /// An entry was seen: if no session of a home knows of it, the one in a slot keeps it in mind.
+    fn see_head(&mut self, first: u32, slot: u32, head: u64) {
+        if self.head_from(first) < head
+            && let Some(session) = self.conns.session_at_mut(slot)
+        {
+            session.active(slot, &mut self.actives).head = head;
+        }
     }
 
     /// A connection is gone.
     pub(super) fn forget(&mut self, now: Now, conn: ConnId, out: &mut Out) {
         if self.lobby(conn).is_some() {
-            self.conns[conn.slot as usize] = Conn::Free;
+            self.conns.free(conn.slot);
             self.lobby_count -= 1;
             return;
         }
-        let Some(session) = self.session(conn) else { return };
+        let Some(session) = self.conns.session(conn) else { return };
         let user_id = session.user_id;
-        for chat_id in std::mem::take(&mut session.subscriptions) {
+        let busy = session.busy_mut(conn.slot, &mut self.actives);
+        for chat_id in busy.map(|active| std::mem::take(&mut active.subscriptions)).unwrap_or_default() {
             self.drop_subscriber(now, conn, chat_id, out);
         }
-        self.conns[conn.slot as usize] = Conn::Free;
+        let head = self.head_of(user_id);
+        self.users.unlink(&mut self.conns, conn.slot, user_id);
+        if let Conn::Session(session) = self.conns.free(conn.slot)
+            && let Some(active) = session.into_active()
+        {
+            self.actives.give_back(active);
+        }
         self.stats.sessions -= 1;
-        if let Some(home) = self.users.get_mut(&user_id) {
-            home.sessions.retain(|slot| *slot != conn.slot);
-            if home.sessions.is_empty() {
-                self.users.remove(&user_id);
-            }
+        if let Some(first) = self.users.first(&self.conns, user_id) {
+            self.see_head(first, first, head);
         }
     }
 
     /// Rule 7: entries of an event, for users seated here.
     pub(super) fn deliver(&mut self, now: Now, fan: &Arc<Fan>, targets: &[Target], out: &mut Out) {
         for target in targets {
-            let Some(home) = self.users.get_mut(&target.user_id) else { continue };
-            home.head = home.head.max(target.inbox_seq);
-            // Offering never changes who is seated: the list is lent out meanwhile.
-            let sessions = std::mem::take(&mut home.sessions);
-            for slot in &sessions {
-                self.offer(now, *slot, target.inbox_seq, fan, out);
+            let Some(first) = self.users.first(&self.conns, target.user_id) else { continue };
+            // Offering never changes who is seated. Who acts for the user has no stream that would come to the head.
+            let (mut slot, mut witness) = (first, NOBODY);
+            while let Some(session) = self.conns.session_at(slot) {
+                let next = session.next;
+                if witness == NOBODY && !session.is(Flag::Acting) {
+                    witness = slot;
+                }
+                self.offer(now, slot, target.inbox_seq, fan, out);
+                slot = next;
             }
-            if let Some(home) = self.users.get_mut(&target.user_id) {
-                home.sessions = sessions;
-            }
+            self.see_head(first, if witness == NOBODY { first } else { witness }, target.inbox_seq);
         }
     }
 
@@ -209,15 +203,20 @@ impl Shard {
     fn offer(&mut self, now: Now, slot: u32, inbox_seq: u64, fan: &Arc<Fan>, out: &mut Out) {
         let held_max = if planted::has(Bug::HeldUnbounded) { usize::MAX } else { self.options.held_items_max };
         let outbox_max = self.outbox_max();
-        let Some(Conn::Session(session)) = self.conns.get_mut(slot as usize) else { return };
-        if session.closing || session.acting {
+        let Some(session) = self.conns.session_at_mut(slot) else { return };
+        if session.is(Flag::Closing) || session.is(Flag::Acting) {
             return;
         }
-        let conn = session.conn;
-        match session.stream.offer(inbox_seq, fan, session.queued < outbox_max, held_max) {
+        let conn = ConnId { slot, generation: session.generation };
+        let has_room = (session.queued as usize) < outbox_max;
+        let judged = session.stream.offer(inbox_seq, has_room).unwrap_or_else(|| {
+            let (stream, active) = session.stream_and_active(slot, &mut self.actives);
+            stream.hold(&mut active.held, inbox_seq, fan, held_max)
+        });
+        match judged {
             Offer::Stale => {}
             Offer::Send => {
-                send_shared(session, fan, out);
+                send_shared(conn, session, fan, &mut self.actives, out);
                 self.stats.entries_total += 1;
                 self.send_held(conn, out);
                 self.owe_mark(now, conn, out);
@@ -234,25 +233,25 @@ impl Shard {
 
     fn send_held(&mut self, conn: ConnId, out: &mut Out) {
         let outbox_max = self.outbox_max();
-        let mut sent = 0;
-        if let Some(session) = self.session(conn) {
-            while let Some(fan) = session.stream.next_held(session.queued < outbox_max) {
-                send_shared(session, &fan, out);
-                sent += 1;
-            }
+        let Some(session) = self.conns.session(conn) else { return };
+        while session.busy().is_some_and(|active| !active.held.is_empty()) {
+            let has_room = (session.queued as usize) < outbox_max;
+            let (stream, active) = session.stream_and_active(conn.slot, &mut self.actives);
+            let Some(fan) = stream.next_held(&mut active.held, has_room) else { return };
+            send_shared(conn, session, &fan, &mut self.actives, out);
+            self.stats.entries_total += 1;
         }
-        self.stats.entries_total += sent;
     }
 
     /// A live event of a large chat, beside the stream.
     pub(super) fn send_live(&mut self, conn: ConnId, fan: &Arc<Fan>, out: &mut Out) {
         let outbox_max = self.options.outbox_bytes_max;
-        if let Some(session) = self.session(conn)
-            && !session.closing
-            && !session.acting
-            && session.queued < outbox_max
+        if let Some(session) = self.conns.session(conn)
+            && !session.is(Flag::Closing)
+            && !session.is(Flag::Acting)
+            && (session.queued as usize) < outbox_max
         {
-            send_shared(session, fan, out);
+            send_shared(conn, session, fan, &mut self.actives, out);
         }
     }
 
@@ -260,32 +259,34 @@ impl Shard {
     /// costs as much as a message; alone it leaves after a moment.
     pub(super) fn send_beside(&mut self, now: Now, conn: ConnId, fan: &Arc<Fan>) {
         let outbox_max = self.options.outbox_bytes_max;
-        let Some(session) = self.session(conn) else { return };
-        let full = session.queued >= outbox_max || session.beside.len() >= BESIDE_BYTES_MAX;
-        if session.closing || session.acting || full {
+        let Some(session) = self.conns.session(conn) else { return };
+        let waits = session.busy().map_or(0, |active| active.beside.len());
+        let full = session.queued as usize >= outbox_max || waits >= BESIDE_BYTES_MAX;
+        if session.is(Flag::Closing) || session.is(Flag::Acting) || full {
             return;
         }
-        session.beside.extend_from_slice(fan.bytes(session.encoding));
-        if !std::mem::replace(&mut session.beside_armed, true) {
+        let bytes = fan.bytes(session.encoding);
+        session.active(conn.slot, &mut self.actives).beside.extend_from_slice(bytes);
+        if !session.replace(Flag::BesideArmed, true) {
             self.timers.arm(now.mono_ms + BESIDE_WAIT_MS, Timer::Beside(conn));
         }
     }
 
     pub(super) fn beside_due(&mut self, conn: ConnId, out: &mut Out) {
-        if let Some(session) = self.session(conn) {
-            session.beside_armed = false;
-            flush_beside(session, out);
+        if let Some(session) = self.conns.session(conn) {
+            session.replace(Flag::BesideArmed, false);
+            flush_beside(conn, session, &mut self.actives, out);
         }
     }
 
     /// A session wants a page of its inbox; so many are under way at a time, the others wait in line.
     pub(super) fn want_read(&mut self, conn: ConnId) {
         let Some(session) = self.session(conn) else { return };
-        if session.closing || session.acting || session.waits_to_read {
+        if session.is(Flag::Closing) || session.is(Flag::Acting) || session.is(Flag::WaitsToRead) {
             return;
         }
         if session.stream.begin_read() {
-            session.waits_to_read = true;
+            session.replace(Flag::WaitsToRead, true);
             self.readers.push_back(conn);
         }
     }
@@ -295,7 +296,7 @@ impl Shard {
             let Some(conn) = self.readers.pop_front() else { return };
             let limit = self.options.sync_page_entries_max;
             let Some(session) = self.session(conn) else { continue };
-            session.waits_to_read = false;
+            session.replace(Flag::WaitsToRead, false);
             let ask = Ask::Inbox { user_id: session.user_id, after: session.stream.position(), limit };
             self.reads_under_way += 1;
             self.stats.inbox_reads_total += 1;
@@ -307,7 +308,7 @@ impl Shard {
     pub(super) fn take_inbox(&mut self, now: Now, conn: ConnId, reply: Reply, out: &mut Out) {
         self.reads_under_way -= usize::from(!planted::has(Bug::ReadSlotLeaked));
         let backlog_max = self.options.sync_backlog_max;
-        let Some(session) = self.session(conn) else { return };
+        let Some(session) = self.conns.session(conn) else { return };
         let Reply::Inbox(page) = reply else {
             // Unreadable now: tried again at the next head check, or when the client comes back.
             session.stream.read_failed();
@@ -315,10 +316,11 @@ impl Shard {
         };
         let user_id = session.user_id;
         let verdict = session.stream.take_page(page.after, page.to, page.head, backlog_max);
-        let head = self.users.get_mut(&user_id).map_or(page.head, |home| {
-            home.head = home.head.max(page.head);
-            home.head
-        });
+        // With the position further on, what was kept in mind beside it may be needed no more.
+        session.busy_mut(conn.slot, &mut self.actives);
+        let first = self.users.first(&self.conns, user_id).unwrap_or(conn.slot);
+        self.see_head(first, conn.slot, page.head);
+        let head = self.head_from(first).max(page.head);
         match verdict {
             Page::Leave => {}
             Page::Truncate { mark } => {
@@ -331,7 +333,7 @@ impl Shard {
         let outbox_max = self.outbox_max();
         let Some(session) = self.session(conn) else { return };
         if session.stream.wants_read(head) {
-            if session.queued < outbox_max / 2 {
+            if (session.queued as usize) < outbox_max / 2 {
                 self.want_read(conn);
             } else {
                 session.stream.fall_behind();
@@ -360,7 +362,7 @@ impl Shard {
         let Some(session) = self.session(conn) else { return };
         let user_id = session.user_id;
         let position = session.stream.position();
-        let head = self.users.get(&user_id).map_or(0, |home| home.head);
+        let head = self.head_of(user_id);
         if head > position
             && let Some(session) = self.session(conn)
         {
@@ -386,14 +388,13 @@ impl Shard {
 
     pub(super) fn walk_nudges(&mut self, now: Now) {
         let Some(from) = self.nudge_walk else { return };
-        let end = (from + NUDGE_STEP_SESSIONS).min(self.conns.len() as u32);
+        let end = (from + NUDGE_STEP_SESSIONS).min(self.conns.len());
         for slot in from..end {
-            if let Conn::Session(session) = &self.conns[slot as usize] {
-                let conn = session.conn;
+            if let Some(conn) = self.conns.conn_at(slot) {
                 self.want_read(conn);
             }
         }
-        if (end as usize) < self.conns.len() {
+        if end < self.conns.len() {
             self.nudge_walk = Some(end);
             self.timers.arm(now.mono_ms + NUDGE_STEP_MS, Timer::NudgeWalk);
         } else {
@@ -402,7 +403,8 @@ impl Shard {
     }
 
     pub(super) fn hole_due(&mut self, conn: ConnId) {
-        if self.session(conn).is_some_and(|session| session.stream.has_hole() || session.stream.owes_read()) {
+        let has_hole = |session: &Session| session.busy().is_some_and(|active| !active.held.is_empty());
+        if self.session(conn).is_some_and(|session| has_hole(session) || session.stream.owes_read()) {
             self.want_read(conn);
         }
     }
@@ -411,7 +413,7 @@ impl Shard {
         if planted::no_nudge(Bug::SweepOff) {
             return;
         }
-        if self.session(conn).is_some_and(|session| !session.closing) {
+        if self.session(conn).is_some_and(|session| !session.is(Flag::Closing)) {
             self.want_read(conn);
             self.timers.arm(now.mono_ms + self.options.head_check_interval_ms.max(1), Timer::HeadCheck(conn));
         }
@@ -425,21 +427,21 @@ impl Shard {
         if !session.stream.is_unmarked() {
             return;
         }
-        if now.mono_ms >= session.marked_ms + interval_ms {
-            session.marked_ms = now.mono_ms;
+        let marked_ago_ms = session.marked.ago_ms(now.mono_ms);
+        if marked_ago_ms >= interval_ms {
+            session.marked = Moment::new(now.mono_ms);
             return self.send_mark(conn, out);
         }
-        if !session.mark_armed {
-            session.mark_armed = true;
-            let due_ms = session.marked_ms + 2 * interval_ms;
+        if !session.replace(Flag::MarkArmed, true) {
+            let due_ms = now.mono_ms - marked_ago_ms + 2 * interval_ms;
             self.timers.arm(due_ms, Timer::Mark(conn));
         }
     }
 
     pub(super) fn mark_due(&mut self, now: Now, conn: ConnId, out: &mut Out) {
         if let Some(session) = self.session(conn) {
-            session.mark_armed = false;
-            session.marked_ms = now.mono_ms;
+            session.replace(Flag::MarkArmed, false);
+            session.marked = Moment::new(now.mono_ms);
             self.send_mark(conn, out);
         }
     }
@@ -447,12 +449,12 @@ impl Shard {
     /// Rule 12: tells the device how far its stream has come, if it was not told.
     pub(super) fn send_mark(&mut self, conn: ConnId, out: &mut Out) {
         let Some(session) = self.session(conn) else { return };
-        if session.closing || session.acting || planted::has(Bug::NoMarks) {
+        if session.is(Flag::Closing) || session.is(Flag::Acting) || planted::has(Bug::NoMarks) {
             return;
         }
         let user_id = session.user_id;
         if let Some(inbox_seq) = session.stream.unmarked() {
-            let head = self.users.get(&user_id).map_or(inbox_seq, |home| home.head.max(inbox_seq));
+            let head = self.head_of(user_id).max(inbox_seq);
             let inbox_seq = if planted::has(Bug::MarkAhead) { head } else { inbox_seq };
             let head = head + u64::from(planted::has(Bug::HeadIsNextNumber));
             self.send(conn, &ServerFrame::Mark(Mark { inbox_seq, head }), out);
@@ -469,7 +471,7 @@ impl Shard {
 
     /// Sends a session elsewhere, with a delay of its own, so that no herd forms.
     pub(super) fn see_off(&mut self, now: Now, conn: ConnId, out: &mut Out) {
-        if self.session(conn).is_none_or(|session| session.closing) {
+        if self.session(conn).is_none_or(|session| session.is(Flag::Closing)) {
             return;
         }
         self.send_mark(conn, out);
@@ -481,21 +483,23 @@ impl Shard {
     }
 }
 
-fn send_shared(session: &mut Session, fan: &Fan, out: &mut Out) {
+fn send_shared(conn: ConnId, session: &mut Session, fan: &Fan, actives: &mut Actives, out: &mut Out) {
     let bytes = fan.bytes(session.encoding);
-    session.queued += bytes.len();
+    session.queue(bytes.len());
     if bytes.len() <= COPY_BYTES_MAX {
-        out.send_with(session.conn, |arena| arena.extend_from_slice(bytes));
+        out.send_with(conn, |arena| arena.extend_from_slice(bytes));
     } else {
-        out.push(crate::output::Output::SendShared { conn: session.conn, bytes: bytes.clone() });
+        out.push(crate::output::Output::SendShared { conn, bytes: bytes.clone() });
     }
-    flush_beside(session, out);
+    flush_beside(conn, session, actives, out);
 }
 
 /// Sends what waits beside the stream.
-pub(super) fn flush_beside(session: &mut Session, out: &mut Out) {
-    if !session.beside.is_empty() && !session.closing {
-        let frames = std::mem::take(&mut session.beside);
-        session.queued += out.send_with(session.conn, |arena| arena.extend_from_slice(&frames));
+pub(super) fn flush_beside(conn: ConnId, session: &mut Session, actives: &mut Actives, out: &mut Out) {
+    let waits = session.busy().is_some_and(|active| !active.beside.is_empty());
+    if waits && !session.is(Flag::Closing) {
+        let mut frames = session.active(conn.slot, actives).take_beside();
+        session.queue(out.send_with(conn, |arena| arena.append(&mut frames)));
+        session.active(conn.slot, actives).keep_room(frames);
     }
 }

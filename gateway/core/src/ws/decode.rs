@@ -151,6 +151,11 @@ impl Decoder {
         self.partial.as_ref().map_or(0, |partial| partial.message.capacity())
     }
 
+    /// Nothing is kept of an incomplete frame or message: a new decoder would go on in the same way.
+    pub fn is_idle(&self) -> bool {
+        self.partial.is_none()
+    }
+
     /// The next event of the chunk from position `at` on. Call until it says `None`: then the chunk is used up, and
     /// what it left incomplete is kept for the next one.
     ///
