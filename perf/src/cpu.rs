@@ -43,7 +43,8 @@ pub(crate) fn own_us() -> u64 {
 }
 
 impl Probes {
-    fn read(&self) -> Result<Cost, String> {
+    /// What was used since the processes began.
+    pub(crate) fn read(&self) -> Result<Cost, String> {
         Ok(Cost {
             gateway_us: self.gateway.map(Probe::cpu_us).transpose()?,
             writer_us: self.writer.map(Probe::cpu_us).transpose()?,
@@ -92,13 +93,20 @@ impl Meter {
         let (Some(start), Some(end)) = (self.start, self.end) else {
             return Err("the run ended before its window".to_owned());
         };
+        Ok(end.since(&start))
+    }
+}
+
+impl Cost {
+    /// What came since then.
+    pub(crate) fn since(&self, start: &Self) -> Self {
         let between = |start: Option<u64>, end: Option<u64>| Some(end?.saturating_sub(start?));
-        Ok(Cost {
-            gateway_us: between(start.gateway_us, end.gateway_us),
-            writer_us: between(start.writer_us, end.writer_us),
-            generator_us: end.generator_us.saturating_sub(start.generator_us),
-            cql: start.cql.zip(end.cql).map(|(start, end)| scrape::between(&start, &end)),
-        })
+        Self {
+            gateway_us: between(start.gateway_us, self.gateway_us),
+            writer_us: between(start.writer_us, self.writer_us),
+            generator_us: self.generator_us.saturating_sub(start.generator_us),
+            cql: start.cql.as_ref().zip(self.cql.as_ref()).map(|(start, end)| scrape::between(start, end)),
+        }
     }
 }
 

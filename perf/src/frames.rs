@@ -118,9 +118,9 @@ impl Encoder {
         self.delivered_seq.patch(&mut out[at..], seq.to_le_bytes());
     }
 
-    /// Appends a sign of life.
-    pub(crate) fn ping(&self, out: &mut Vec<u8>) {
-        self.frame(&ClientFrame::Ping(Ping { nonce: 0 }), out);
+    /// Appends a sign of life, which is answered with its nonce.
+    pub(crate) fn ping(&self, nonce: u32, out: &mut Vec<u8>) {
+        self.frame(&ClientFrame::Ping(Ping { nonce }), out);
     }
 
     /// Appends any frame, encoded on the spot.
@@ -143,6 +143,7 @@ pub(crate) enum Incoming {
     Event { chat_id: ChatId, name: ClientMsgId, seq: u64 },
     Error { code: ErrorCode, message: String, name: Option<ClientMsgId> },
     Receipt,
+    Pong { nonce: u32 },
     Reconnect,
     Other,
 }
@@ -161,7 +162,8 @@ pub(crate) fn read(encoding: Encoding, payload: &[u8]) -> Result<Incoming, Strin
             Incoming::Event { chat_id: chat_id.into(), name: client_msg_id.into(), seq: seq.to_native() }
         }
         ArchivedServerFrame::Receipt(_) => Incoming::Receipt,
-        ArchivedServerFrame::Mark(_) | ArchivedServerFrame::Pong(_) | ArchivedServerFrame::Own(_) => Incoming::Other,
+        ArchivedServerFrame::Pong(pong) => Incoming::Pong { nonce: pong.nonce.to_native() },
+        ArchivedServerFrame::Mark(_) | ArchivedServerFrame::Own(_) => Incoming::Other,
         _ => from_model(decode_server_frame(encoding, payload).map_err(|error| error.to_string())?),
     })
 }
@@ -177,6 +179,7 @@ fn from_model(frame: ServerFrame) -> Incoming {
             Incoming::Error { code: error.code, message: error.message, name: error.client_msg_id }
         }
         ServerFrame::Receipt(_) => Incoming::Receipt,
+        ServerFrame::Pong(pong) => Incoming::Pong { nonce: pong.nonce },
         ServerFrame::Reconnect(_) => Incoming::Reconnect,
         _ => Incoming::Other,
     }
@@ -272,6 +275,7 @@ mod tests {
                     name: Some(client_msg_id),
                 },
             ),
+            (ServerFrame::Pong(parley_protocol::frame::Pong { nonce: 12 }), Incoming::Pong { nonce: 12 }),
         ];
         for (frame, incoming) in expected {
             for encoding in [Encoding::Rkyv, Encoding::Json] {

@@ -1,14 +1,21 @@
 //! Load generator for Parley: drives a gateway over WebSocket, checks what it promises, and prints what it costs.
 
+#[path = "../baseline/echo.rs"]
+mod baseline;
+#[cfg(test)]
+mod chat_server;
 mod cluster;
 mod cpu;
 mod direct;
+mod echo;
 mod frames;
 mod hostile;
+mod idle;
 mod ledger;
 mod login;
 mod net;
 mod report;
+mod rings;
 mod schedule;
 mod scrape;
 mod spawn;
@@ -35,6 +42,8 @@ Examples:
     cargo run --release -p perf -- direct --spawn --users 1000 --window 16 --seconds 30
   Rows in a Cassandra node that is started for the run (--contact HOST:PORT: in a cluster that runs)
     cargo run --release -p perf -- direct --spawn --store scylla --users 200 --window 4 --seconds 30
+  How many sessions a gateway holds, and what each costs in memory
+    cargo run --release -p perf -- idle --spawn --connections 30000 --minutes 2
   What an attacker can do to the others: the p99 of an honest load alone and beside each attack
     cargo run --release -p perf -- hostile --spawn
   Against a server that runs (`parley up`, its data in ./data)
@@ -55,6 +64,14 @@ enum Command {
     /// Pairs of users talk; every user has one device, and sends to its peer.
     #[command(after_help = EXAMPLES)]
     Direct(DirectArgs),
+    /// The gateway's data plane with an echo for a brain, beside a raw TCP echo.
+    #[command(after_help = echo::EXAMPLES)]
+    Echo(echo::EchoArgs),
+    /// The raw TCP echo, which `echo --baseline` starts.
+    BaselineEcho(echo::BaselineArgs),
+    /// Very many sessions that do little but live: what each costs in memory.
+    #[command(after_help = idle::args::EXAMPLES)]
+    Idle(idle::args::IdleArgs),
     /// The p99 of an honest load, alone and beside each kind of attack.
     #[command(after_help = hostile::args::EXAMPLES)]
     Hostile(hostile::args::HostileArgs),
@@ -269,6 +286,9 @@ fn stop_on_signals() -> Result<Stop, String> {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Direct(args) => args.run().map(|report| finish(&report, &report.broken())),
+        Command::Echo(args) => args.run().map(|report| finish(&report, &report.broken())),
+        Command::BaselineEcho(args) => args.run().map(|()| ExitCode::SUCCESS),
+        Command::Idle(args) => args.run().map(|report| finish(&report, &report.broken())),
         Command::Hostile(args) => args.run().map(|report| {
             eprint!("{}", report.table());
             finish(&report, &report.broken)
@@ -298,7 +318,12 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent_and_takes_the_documented_calls() {
         Cli::command().debug_assert();
-        let examples = EXAMPLES.lines().chain(hostile::args::EXAMPLES.lines()).chain(writer::EXAMPLES.lines());
+        let examples = EXAMPLES
+            .lines()
+            .chain(idle::args::EXAMPLES.lines())
+            .chain(echo::EXAMPLES.lines())
+            .chain(hostile::args::EXAMPLES.lines())
+            .chain(writer::EXAMPLES.lines());
         for line in examples.filter_map(|line| line.trim().split_once(" -p perf -- ")) {
             assert!(Cli::try_parse_from(["perf"].into_iter().chain(line.1.split(' '))).is_ok(), "{}", line.1);
         }

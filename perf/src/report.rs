@@ -102,6 +102,25 @@ impl Measures {
     pub(crate) fn complete(&mut self, now_ns: u64) {
         self.completed += u64::from(self.window.contains(now_ns));
     }
+
+    /// From when a message was to be sent to its delivery.
+    pub(crate) fn latency(&self) -> Histogram<u64> {
+        let mut latency = histogram();
+        for third in &self.thirds {
+            latency.add(third).expect("the bounds are the same");
+        }
+        latency
+    }
+
+    /// From when a message was to be sent to its acknowledgement.
+    pub(crate) fn ack(&self) -> &Histogram<u64> {
+        &self.ack
+    }
+
+    /// How late the generator wrote.
+    pub(crate) fn lag(&self) -> &Histogram<u64> {
+        &self.lag
+    }
 }
 
 /// CPU time of the window, microseconds, and its requests; `None` where it is not known.
@@ -174,10 +193,7 @@ pub(crate) struct Extra {
 impl Report {
     pub(crate) fn new(measures: &Measures, counts: Counts, audit: Audit, cost: Cost, extra: Extra) -> Self {
         let seconds = measures.window.seconds();
-        let mut latency = histogram();
-        for third in &measures.thirds {
-            latency.add(third).expect("the bounds are the same");
-        }
+        let latency = measures.latency();
         let each = |sum: u64| (measures.completed > 0).then(|| round(sum as f64 / measures.completed as f64));
         let cql = cost.cql.unwrap_or_default();
         let by_kind = cql.iter().filter_map(|(kind, count)| Some((kind.clone(), each(*count)?)));

@@ -50,13 +50,20 @@ pub(crate) struct Servers {
 
 impl Servers {
     pub(crate) fn probes(&self) -> Probes {
-        let probe = |server: &Server| Some(Probe { pid: server.child.id() });
-        Probes { gateway: probe(&self.gateway), writer: probe(&self.writer), cluster: self.cluster }
+        Probes { gateway: Some(self.gateway.probe()), writer: Some(self.writer.probe()), cluster: self.cluster }
     }
 
     /// Builds and starts both.
     pub(crate) fn start(options: &Options) -> Result<Self, String> {
-        let program = build()?;
+        Self::start_program(&build()?, options, &[])
+    }
+
+    /// Starts both from a program that is there, with variables in their environment.
+    pub(crate) fn start_program(
+        program: &Path,
+        options: &Options,
+        environment: &[(String, String)],
+    ) -> Result<Self, String> {
         let (data, directory) = match &options.data {
             Some(data) => {
                 std::fs::create_dir_all(data).map_err(|error| format!("{}: {error}", data.display()))?;
@@ -82,7 +89,7 @@ impl Servers {
             let flags = ["--store", "scylla", "--contact", &contact, "--keyspace", &keyspace.keyspace];
             writer_args.extend(flags.iter().map(OsString::from));
         }
-        let (writer, writer_said) = Server::start(&program, "storage-writer", &writer_args, &data)?;
+        let (writer, writer_said) = Server::start(program, "storage-writer", &writer_args, environment, &data)?;
         let admin = find_admin(&writer_said).ok_or("the storage-writer did not say where its metrics are");
         let cluster = options.keyspace.as_ref().map(|_| admin).transpose()?;
         let mut gateway_args = vec![OsString::from("gateway")];
@@ -93,7 +100,7 @@ impl Servers {
         if options.shards > 0 {
             gateway_args.extend(["--shards".into(), options.shards.to_string().into()]);
         }
-        let (gateway, said) = Server::start(&program, "gateway", &gateway_args, &data)?;
+        let (gateway, said) = Server::start(program, "gateway", &gateway_args, environment, &data)?;
         let url = find_url(&said).ok_or_else(|| format!("the gateway's ready line has no ws:// address: {said:?}"))?;
         let driver = find_driver(&said).unwrap_or(&options.driver).to_owned();
         Ok(Self { gateway, writer, data, url, driver, cluster, _directory: directory })
@@ -101,7 +108,7 @@ impl Servers {
 }
 
 /// `cargo build --release -p parley`; the path of the program.
-fn build() -> Result<PathBuf, String> {
+pub(crate) fn build() -> Result<PathBuf, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     eprintln!("building parley");
     let mut build = Command::new(&cargo);
@@ -121,7 +128,7 @@ fn build() -> Result<PathBuf, String> {
 }
 
 /// The address in a ready line.
-fn find_url(said: &[String]) -> Option<String> {
+pub(crate) fn find_url(said: &[String]) -> Option<String> {
     let word = |line: &String| line.split_ascii_whitespace().find(|word| word.starts_with("ws://")).map(str::to_owned);
     said.iter().rev().find_map(word)
 }
@@ -133,7 +140,7 @@ fn find_admin(said: &[String]) -> Option<SocketAddr> {
 }
 
 /// What follows the word `driver` in what the gateway said.
-fn find_driver(said: &[String]) -> Option<&'static str> {
+pub(crate) fn find_driver(said: &[String]) -> Option<&'static str> {
     said.iter().find_map(|line| {
         let mut words = line.split(|byte: char| !byte.is_ascii_alphanumeric());
         words.find(|word| *word == "driver")?;
@@ -143,24 +150,25 @@ fn find_driver(said: &[String]) -> Option<&'static str> {
 
 /// One process.
 #[derive(Debug)]
-struct Server {
+pub(crate) struct Server {
     name: &'static str,
     child: Child,
 }
 
 impl Server {
     /// Starts it and waits for its line that begins with `ready`; all lines up to it come back.
-    fn start(
+    pub(crate) fn start(
         program: &Path,
         name: &'static str,
         args: &[OsString],
+        environment: &[(String, String)],
         data: &Path,
     ) -> Result<(Self, Vec<String>), String> {
         let log_path = data.join(format!("{name}.log"));
         let log = File::create(&log_path).map_err(|error| format!("{}: {error}", log_path.display()))?;
         let log_too = log.try_clone().map_err(|error| error.to_string())?;
         let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+        command.args(args).envs(environment.iter().cloned()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().map_err(|error| format!("{}: {error}", program.display()))?;
         eprintln!("started {name}, pid {}", child.id());
         let stdout = child.stdout.take().expect("stdout is piped");
@@ -189,6 +197,11 @@ impl Server {
                 }
             }
         }
+    }
+
+    /// Where its cost is read.
+    pub(crate) fn probe(&self) -> Probe {
+        Probe { pid: self.child.id() }
     }
 
     /// SIGTERM, patience, SIGKILL.
@@ -242,7 +255,7 @@ mod tests {
     use super::*;
 
     fn sh(script: &str, data: &Path) -> Result<(Server, Vec<String>), String> {
-        Server::start(Path::new("/bin/sh"), "sh", &["-c".into(), script.into()], data)
+        Server::start(Path::new("/bin/sh"), "sh", &["-c".into(), script.into()], &[("GIVEN".into(), "so".into())], data)
     }
 
     #[test]
@@ -262,7 +275,7 @@ mod tests {
     #[test]
     fn a_server_that_ends_early_is_an_error_with_its_log() {
         let data = tempfile::tempdir().unwrap();
-        let error = sh("echo 'the disk is full' >&2; exit 3", data.path()).unwrap_err();
-        assert!(error.contains("ended before it was ready") && error.contains("the disk is full"), "{error}");
+        let error = sh("echo \"the disk is full, $GIVEN\" >&2; exit 3", data.path()).unwrap_err();
+        assert!(error.contains("ended before it was ready") && error.contains("the disk is full, so"), "{error}");
     }
 }

@@ -156,7 +156,7 @@ impl<'a> Direct<'a> {
             for conn in 0..self.devices.len() as u32 {
                 if wires.is_open(conn) && now_ns.saturating_sub(wires.last_write_ns(conn)) > IDLE_NS {
                     let encoder = self.encoder;
-                    wires.out(conn).into_iter().for_each(|out| encoder.ping(out));
+                    wires.out(conn).into_iter().for_each(|out| encoder.ping(0, out));
                 }
             }
         }
@@ -281,7 +281,7 @@ impl Handler for Direct<'_> {
             Ok(Incoming::Sent { name, seq, .. }) => self.on_sent(conn, name, seq, now_ns),
             Ok(Incoming::Error { code, message, name }) => self.on_error(conn, code, message, name, now_ns),
             Ok(Incoming::Receipt) => self.receipts += 1,
-            Ok(Incoming::Welcome { .. } | Incoming::Reconnect | Incoming::Other) => {}
+            Ok(Incoming::Welcome { .. } | Incoming::Pong { .. } | Incoming::Reconnect | Incoming::Other) => {}
             Err(error) => {
                 self.failure.get_or_insert(format!("user {conn} got a frame that does not decode: {error}"));
             }

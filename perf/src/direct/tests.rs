@@ -2,160 +2,14 @@
 
 use super::MarkOptions;
 use super::run::{Loop, Settings, run};
+use crate::chat_server::{Chats, Fault};
 use crate::cpu::Probes;
 use crate::net::{Stop, Url};
 use crate::report::Report;
 use crate::tokens::Tokens;
-use parley_protocol::frame::{HistoryPage, Sent, Welcome};
-use parley_protocol::wire::{Encoding, decode_client_frame, encode_server_frame};
-use parley_protocol::{ChatId, ClientFrame, Event, MessageId, ServerFrame, UserId};
+use parley_protocol::wire::Encoding;
 use serde_json::Value;
-use std::collections::HashMap;
-use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex};
-use tungstenite::handshake::server::{Request, Response};
-use tungstenite::protocol::Role;
-use tungstenite::{Message, WebSocket};
-
-/// What the server does wrong, with one message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
-    None,
-    LosesAnEvent,
-    DoublesAnEvent,
-    ForgetsInHistory,
-    HangsUp,
-}
-
-/// The message that a fault befalls.
-const FAULTY: u64 = 137;
-
-struct Chats {
-    fault: Fault,
-    encoding: Encoding,
-    messages: u64,
-    marks: u64,
-    logs: HashMap<ChatId, Vec<Event>>,
-    /// The sending sides of all connections.
-    sessions: HashMap<UserId, WebSocket<TcpStream>>,
-}
-
-impl Chats {
-    fn tell(&mut self, user: UserId, frame: &ServerFrame) {
-        let mut bytes = Vec::new();
-        encode_server_frame(self.encoding, frame, &mut bytes);
-        let message = match self.encoding {
-            Encoding::Rkyv => Message::binary(bytes),
-            Encoding::Json => Message::text(String::from_utf8(bytes).unwrap()),
-        };
-        // A client that is gone already needs nothing.
-        let _ = self.sessions.get_mut(&user).map(|session| session.send(message));
-    }
-
-    fn send(&mut self, sender: UserId, send: parley_protocol::frame::Send) {
-        let peer = send.chat_id.peer_of(sender).expect("the generator writes in its own chats");
-        self.messages += 1;
-        let faulty = self.messages == FAULTY;
-        let log = self.logs.entry(send.chat_id).or_default();
-        let (seq, message_id) = (log.len() as u64 + 1, MessageId(self.messages));
-        let (chat_id, client_msg_id) = (send.chat_id, send.client_msg_id);
-        let event = Event {
-            chat_id,
-            seq,
-            ordinal: seq,
-            message_id,
-            sender,
-            sender_sent: 1,
-            client_msg_id,
-            envelope: send.envelope,
-        };
-        log.push(event.clone());
-        self.tell(sender, &ServerFrame::Sent(Sent { chat_id, client_msg_id, message_id, seq }));
-        self.tell(sender, &ServerFrame::Event(event.clone()));
-        if faulty && self.fault == Fault::LosesAnEvent {
-            return;
-        }
-        if faulty && self.fault == Fault::HangsUp {
-            let session = self.sessions.get_mut(&peer).unwrap();
-            session.get_ref().shutdown(std::net::Shutdown::Both).unwrap();
-        }
-        if faulty && self.fault == Fault::DoublesAnEvent {
-            self.tell(peer, &ServerFrame::Event(event.clone()));
-        }
-        self.tell(peer, &ServerFrame::Event(event));
-    }
-
-    fn frame(&mut self, user: UserId, frame: ClientFrame) {
-        match frame {
-            ClientFrame::Send(send) => self.send(user, send),
-            ClientFrame::Delivered(mark) => {
-                assert!(self.logs[&mark.chat_id].len() as u64 >= mark.seq);
-                self.marks += 1;
-            }
-            ClientFrame::History(ask) => {
-                let log = self.logs.get(&ask.chat_id).into_iter().flatten();
-                let forgotten = (self.fault == Fault::ForgetsInHistory).then_some(MessageId(FAULTY));
-                let after = ask.after.unwrap();
-                let mut events: Vec<Event> =
-                    log.filter(|it| it.seq > after && Some(it.message_id) != forgotten).cloned().collect();
-                // Smaller pages than asked for, so that there are several.
-                let more = events.len() > 20;
-                events.truncate(20);
-                let page = HistoryPage { request_id: ask.request_id, chat_id: ask.chat_id, events, more };
-                self.tell(user, &ServerFrame::HistoryPage(page));
-            }
-            other => panic!("a frame that this test does not expect: {other:?}"),
-        }
-    }
-}
-
-fn serve(stream: TcpStream, chats: &Mutex<Chats>) {
-    let encoding = chats.lock().unwrap().encoding;
-    #[expect(clippy::result_large_err, reason = "tungstenite's signature")]
-    let accept = |request: &Request, mut response: Response| {
-        assert_eq!(request.headers()["sec-websocket-protocol"], encoding.subprotocol());
-        response.headers_mut().insert("sec-websocket-protocol", encoding.subprotocol().parse().unwrap());
-        Ok(response)
-    };
-    let write_half = stream.try_clone().unwrap();
-    let mut session = tungstenite::accept_hdr(stream, accept).unwrap();
-    let mut user = None;
-    while let Ok(message) = session.read() {
-        if message.is_close() {
-            // The writing half is a clone of this socket, and would keep it open.
-            let _ = session.get_ref().shutdown(std::net::Shutdown::Both);
-            return;
-        }
-        let frame = decode_client_frame(encoding, &message.into_data()).expect("the generator's frames decode");
-        let mut chats = chats.lock().unwrap();
-        match (frame, user) {
-            (ClientFrame::Hello(hello), None) => {
-                assert_eq!(hello.token.unwrap().split('.').count(), 3);
-                let user_id = UserId((hello.device_id.0 as u64 & 0xffff_ffff) + 1);
-                let writer = WebSocket::from_raw_socket(write_half.try_clone().unwrap(), Role::Server, None);
-                chats.sessions.insert(user_id, writer);
-                chats.tell(user_id, &ServerFrame::Welcome(welcome(user_id)));
-                user = Some(user_id);
-            }
-            (frame, Some(user)) => chats.frame(user, frame),
-            (frame, None) => panic!("before Hello: {frame:?}"),
-        }
-    }
-}
-
-fn welcome(user_id: UserId) -> Welcome {
-    Welcome {
-        user_id,
-        name: String::new(),
-        resume: String::new(),
-        resume_expires_at_ms: 0,
-        server_time_ms: 0,
-        heartbeat_interval_ms: 25_000,
-        payload_bytes_max: 16_384,
-        frame_bytes_max: 65_536,
-        requests_in_flight_max: 64,
-    }
-}
+use std::net::TcpListener;
 
 fn settings(address: std::net::SocketAddr, load: Loop, encoding: Encoding) -> Settings {
     Settings {
@@ -182,25 +36,15 @@ fn settings(address: std::net::SocketAddr, load: Loop, encoding: Encoding) -> Se
 
 /// A run against a server with the fault: the report, also as JSON, and how many marks the server got.
 fn report(fault: Fault, load: Loop, encoding: Encoding) -> (Report, Value, u64) {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut settings = settings(listener.local_addr().unwrap(), load, encoding);
+    let server = Chats::serve(fault, encoding, 6);
+    let mut settings = settings(server.address, load, encoding);
     if matches!(fault, Fault::LosesAnEvent | Fault::HangsUp) {
         // Nothing ends these drains but their time.
         settings.drain_ns = 2_000_000_000;
     }
-    let chats = Chats { fault, encoding, messages: 0, marks: 0, logs: HashMap::new(), sessions: HashMap::new() };
-    let chats = Arc::new(Mutex::new(chats));
-    let serving = chats.clone();
-    let server = std::thread::spawn(move || {
-        let session = |stream| {
-            let chats = serving.clone();
-            std::thread::spawn(move || serve(stream, &chats))
-        };
-        let sessions: Vec<_> = listener.incoming().take(6).map(|stream| session(stream.unwrap())).collect();
-        sessions.into_iter().for_each(|session| session.join().expect("the server saw only valid frames"));
-    });
     let report = run(&settings, &Tokens::new(&[1; 32], "test")).unwrap();
-    server.join().unwrap();
+    let chats = server.chats.clone();
+    server.join();
     let marks = chats.lock().unwrap().marks;
     let json = serde_json::to_value(&report).unwrap();
     (report, json, marks)

@@ -29,7 +29,7 @@ const READ_BYTES: usize = 64 << 10;
 const EVENTS_MAX: usize = 1024;
 
 /// The key of the RFC's own example (section 1.3) and the answer to it: a load generator needs no nonce.
-const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// Set from outside to end a run early.
@@ -447,7 +447,7 @@ fn take_bytes(
 }
 
 /// The status line is 101 and the accept key is ours, or the status line comes back.
-fn check_upgrade(head: &[u8]) -> Result<(), String> {
+pub(crate) fn check_upgrade(head: &[u8]) -> Result<(), String> {
     let head = String::from_utf8_lossy(head);
     let mut lines = head.lines();
     let status = lines.next().unwrap_or_default();
