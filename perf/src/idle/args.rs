@@ -24,8 +24,9 @@ const SECOND_NS: u64 = 1_000_000_000;
 const FILES_SPARE: u64 = 256;
 /// What a shard may hold above its share of the sessions: users are spread by a hash, and a lobby is beside them.
 const SHARD_SPARE: u32 = 4_096;
-/// What `gateway.toml` has.
-const SHIPPED_CONNECTIONS_MAX: u32 = 18_000;
+/// What `gateway.toml` has, and the most that it may say.
+const SHIPPED_CONNECTIONS_MAX: u32 = 1_000_000;
+const MOST_CONNECTIONS: u32 = 1 << 20;
 /// What `storage-writer.toml` has.
 const SHIPPED_USERS_CACHED: u32 = 1_000_000;
 
@@ -148,7 +149,7 @@ impl IdleArgs {
         let share = self.connections.div_ceil(shards);
         let mut keys = Vec::new();
         if share + SHARD_SPARE > SHIPPED_CONNECTIONS_MAX {
-            let most = share + share / 50 + SHARD_SPARE;
+            let most = (share + SHARD_SPARE).min(MOST_CONNECTIONS);
             keys.push(("PARLEY_GATEWAY__CONNECTIONS_MAX".to_owned(), most.to_string()));
         }
         if self.connections > SHIPPED_USERS_CACHED {
@@ -210,14 +211,11 @@ mod tests {
 
     #[test]
     fn a_gateway_gets_room_for_all_sessions_and_for_how_they_are_spread() {
-        assert_eq!(parse("--connections 10000 --shards 2").environment(), []);
-        let room = |line: &str| {
-            let keys = parse(line).environment();
-            assert_eq!(keys[0].0, "PARLEY_GATEWAY__CONNECTIONS_MAX");
-            keys[0].1.parse::<u32>().unwrap()
-        };
-        assert!((510_000..530_000).contains(&room("--connections 1000000 --shards 2")));
-        assert!((258_000..270_000).contains(&room("--connections 1000000 --shards 4")));
+        assert_eq!(parse("--connections 1000000 --shards 2").environment(), []);
+        for (sessions, room) in [("999000", "1003096"), ("1048000", "1048576")] {
+            let keys = parse(&format!("--connections {sessions} --shards 1")).environment();
+            assert_eq!(keys[0], ("PARLEY_GATEWAY__CONNECTIONS_MAX".to_owned(), room.to_owned()));
+        }
         let users = parse("--connections 1040000 --shards 2").environment();
         assert!(users.iter().any(|(key, value)| key.ends_with("USERS_CACHED_MAX") && value == "1040000"));
     }
