@@ -101,7 +101,8 @@ pub struct RingOptions {
     pub buffers: BufferOptions,
     /// Entries of the submission queue of each ring after the first.
     pub submissions: u32,
-    /// Entries of the completion queue of each ring after the first.
+    /// Entries of the completion queue of each ring after the first. The kernel finds operations that are cancelled the
+    /// faster the more there are.
     pub completions: u32,
     /// Milliseconds without a byte after which an active connection is polled again, which costs the kernel a third of
     /// the memory. In steps of a second. 0 = connections are never polled.
@@ -114,7 +115,7 @@ impl Default for RingOptions {
             connections_max: 16_384,
             buffers: BufferOptions { count: 32, bytes: 2 << 10 },
             submissions: 128,
-            completions: 1024,
+            completions: 2048,
             poll_after_ms: 60_000,
         }
     }

@@ -5,13 +5,12 @@
 #![allow(unsafe_code)]
 
 use super::Uring;
-use super::slot::{Conn, Fate, Kind, name};
+use super::slot::{Conn, Fate, Flag, Kind, name};
 use crate::plane::conn::State;
 use crate::plane::driver::{Detached, Sink};
 use gateway_core::output::ConnId;
 use io_uring::opcode;
-use io_uring::types::{CancelBuilder, Fd, Fixed};
-use std::os::fd::AsRawFd;
+use io_uring::types::{CancelBuilder, Fixed};
 
 impl Uring {
     pub(super) fn linger(&mut self, now_ms: u64, conn: ConnId) {
@@ -55,11 +54,15 @@ impl Uring {
         if !entry.is_busy() {
             return self.finish(conn);
         }
-        entry.begin_aside();
-        let file = self.banks.file(conn);
-        let which = for_fd!(entry, file, |fd| CancelBuilder::fd(fd)).all();
-        let cancelled = self.banks.of(conn).ring.cancel(which, name(Kind::Aside, conn));
-        self.note(cancelled);
+        // By name: to find what belongs to a descriptor, the kernel walks through everything that waits in the ring.
+        for (flag, kind) in [(Flag::RECEIVING, Kind::Receive), (Flag::POLLING, Kind::Poll), (Flag::SENDING, Kind::Send)]
+        {
+            let Some(entry) = self.table.get_mut(conn).filter(|entry| entry.is(flag)) else { continue };
+            entry.begin_aside();
+            let which = CancelBuilder::user_data(name(kind, conn));
+            let cancelled = self.banks.of(conn).ring.cancel(which, name(Kind::Aside, conn));
+            self.note(cancelled);
+        }
     }
 
     /// Called when an operation of a connection has completed and it is on its way out.

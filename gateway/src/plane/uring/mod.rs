@@ -365,7 +365,7 @@ impl Drop for Uring {
         });
         if !quiet {
             // The kernel may still write to the buffers and read from the queues.
-            tracing::error!("operations do not end; their memory is leaked");
+            tracing::warn!("operations are in flight at the end; their memory is left to the end of the process");
             self.banks.leak_buffers();
             std::mem::forget(std::mem::replace(&mut self.table, Table::new(0)));
         }

@@ -1,10 +1,11 @@
 //! Receiving. A connection in the lobby has a receive of one step. A live one has a multishot receive while it is
-//! active, and else a multishot poll, which costs the kernel a third of the memory: what the poll tells of is taken
-//! with receives that do not wait. A few receives within a second make a connection active; a heartbeat does not. A
-//! clock hand goes round the table and sends those back to polling that have been idle for long, so none needs a timer.
+//! active, and else a poll, which costs the kernel a third of the memory: what the poll tells of is taken with receives
+//! that do not wait. A few receives within a second make a connection active; a heartbeat does not. A clock hand goes
+//! round the table and sends those back to polling that have been idle for long, so none needs a timer.
 //!
-//! A poll tells of bytes when they arrive, not as long as they are there. So it is armed before the first receive,
-//! which is repeated while the kernel says that more is there; whatever comes later makes the poll tell again.
+//! The poll is of one event, and armed anew when what it told of was taken: then it tells again of whatever is there. A
+//! multishot poll would have to be cancelled in the end, and the kernel finds what is to be cancelled by walking through
+//! hundreds of others. So nothing is in flight any more when the end of a connection was received.
 //!
 //! `unsafe`: submissions.
 #![allow(unsafe_code)]
@@ -78,9 +79,7 @@ impl Uring {
                 self.finish(conn);
             }
         } else if takes {
-            if entry.is(Flag::READABLE) || entry.is(Flag::STREAMING) {
-                self.mark_rearm(conn);
-            }
+            self.mark_rearm(conn);
         } else {
             let streams = entry.fd.is_some() || entry.is(Flag::STREAMING);
             // It ended, or goes on though it should not: a cancellation may miss what was just running.
@@ -136,25 +135,20 @@ impl Uring {
     /// A poll tells of bytes, of the end, or of an error: which one, a receive finds out.
     pub(super) fn on_poll(&mut self, conn: ConnId, completion: Completion, sink: &mut impl Sink) {
         let entry = self.table.get_mut(conn).expect("a slot outlives its operations");
-        entry.set(Flag::POLLING, completion.more());
+        entry.set(Flag::POLLING, false);
         if !entry.is_alive() {
-            if !completion.more() {
-                self.finish(conn);
-            }
-            return;
+            return self.finish(conn);
         }
         match completion.result {
             events if events > 0 => entry.set(Flag::READABLE, true),
             error if error < 0 && -error != libc::ECANCELED => return self.fail(conn, sink),
             _ => {}
         }
-        if entry.reads() {
-            self.mark_rearm(conn);
-        }
+        self.mark_rearm(conn);
     }
 
-    /// The cancellation of a receive or a poll has ended. That one completes by itself; if it was missed, its next
-    /// event leads to another attempt.
+    /// The cancellation of a receive has ended. The receive completes by itself; if it was missed, its next bytes lead
+    /// to another attempt.
     pub(super) fn on_receive_cancelled(&mut self, conn: ConnId) {
         let entry = self.table.get_mut(conn).expect("a slot outlives its operations");
         assert!(entry.is(Flag::CANCELLING), "no more completions than operations");
@@ -177,32 +171,32 @@ impl Uring {
         if !entry.reads() {
             // A poll may go on: it is remembered that it told of something.
             if entry.is(Flag::RECEIVING) {
-                self.cancel_receive(conn, Kind::Receive);
+                self.cancel_receive(conn);
             }
             return;
         }
         self.go_live(conn, sink);
         let Some(entry) = self.table.get_mut(conn).filter(|entry| entry.is_alive()) else { return };
-        if entry.fd.is_some() || entry.is(Flag::STREAMING) {
-            if entry.is(Flag::POLLING) {
-                self.cancel_receive(conn, Kind::Poll);
-            } else if !entry.is(Flag::RECEIVING) && !entry.is(Flag::TAKING) {
-                self.arm_receive(conn);
+        let streams = entry.fd.is_some() || entry.is(Flag::STREAMING);
+        if entry.is(Flag::RECEIVING) {
+            if !streams {
+                self.cancel_receive(conn);
             }
-        } else if entry.is(Flag::RECEIVING) {
-            self.cancel_receive(conn, Kind::Receive);
+        } else if entry.is(Flag::TAKING) || entry.is(Flag::POLLING) {
+            // Its completion leads here again.
+        } else if streams {
+            self.arm_receive(conn);
+        } else if entry.is(Flag::READABLE) {
+            self.take(conn);
         } else {
-            if !entry.is(Flag::POLLING) {
-                self.arm_poll(conn);
-            }
-            self.take_readable(conn);
+            self.arm_poll(conn);
         }
     }
 
-    fn cancel_receive(&mut self, conn: ConnId, kind: Kind) {
+    fn cancel_receive(&mut self, conn: ConnId) {
         let Some(entry) = self.table.get_mut(conn) else { return };
         entry.set(Flag::CANCELLING, true);
-        let which = CancelBuilder::user_data(name(kind, conn));
+        let which = CancelBuilder::user_data(name(Kind::Receive, conn));
         let cancelled = self.banks.of(conn).ring.cancel(which, name(Kind::CancelReceive, conn));
         self.note(cancelled);
     }
@@ -250,17 +244,14 @@ impl Uring {
         let Some(entry) = self.table.get_mut(conn) else { return };
         entry.set(Flag::POLLING, true);
         let events = (libc::POLLIN | libc::POLLRDHUP) as u32;
-        let poll = opcode::PollAdd::new(Fixed(file), events).multi(true).build();
+        let poll = opcode::PollAdd::new(Fixed(file), events).build();
         // SAFETY: the entry points to nothing.
         unsafe { self.push(conn, poll.user_data(name(Kind::Poll, conn))) };
     }
 
-    fn take_readable(&mut self, conn: ConnId) {
+    fn take(&mut self, conn: ConnId) {
         let file = self.banks.file(conn);
         let Some(entry) = self.table.get_mut(conn) else { return };
-        if !entry.is(Flag::READABLE) || entry.is(Flag::TAKING) {
-            return;
-        }
         entry.set(Flag::READABLE, false);
         entry.set(Flag::TAKING, true);
         let take = opcode::Recv::new(Fixed(file), std::ptr::null_mut(), 0)

@@ -13,6 +13,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// How often a full submission queue is handed to the kernel before that counts as a failure.
 const SUBMIT_ATTEMPTS_MAX: usize = 100;
+/// More than this in flight is not cancelled at the end of a ring, as that takes the kernel a time that grows with the
+/// square: their memory is leaked.
+const QUIESCE_IN_FLIGHT_MAX: usize = 4_096;
 /// How often the end of a ring asks for the last completions before it rather leaks their memory.
 const QUIESCE_ROUNDS_MAX: usize = 1_000;
 
@@ -200,6 +203,9 @@ impl Ring {
 
     /// Cancels everything and waits for the last completion; false when the kernel did not give them all up.
     pub(super) fn quiesce(&mut self, mut last: impl FnMut(Completion)) -> bool {
+        if self.in_flight > QUIESCE_IN_FLIGHT_MAX {
+            return false;
+        }
         let mut taken = Vec::new();
         for _ in 0..QUIESCE_ROUNDS_MAX {
             if self.in_flight == 0 {

@@ -4,8 +4,8 @@ use crate::plane::conn::{Outgoing, State};
 use gateway_core::output::ConnId;
 use std::os::fd::OwnedFd;
 
-/// A connection shuts its sending side down once and is cancelled once.
-const ASIDES_MAX: u8 = 2;
+/// A connection shuts its sending side down once, and its receive, its poll and its send are cancelled once.
+const ASIDES_MAX: u8 = 4;
 
 /// What an operation is, in the top byte of its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,16 +17,16 @@ pub(super) enum Kind {
     /// A receive that waits for bytes: one of them in the lobby, multishot in a live connection that is active.
     Receive = 2,
     Send = 3,
-    /// Shutting down or cancelling everything: a connection waits only for its end.
+    /// Shutting down, or cancelling something for good: a connection waits only for its end.
     Aside = 4,
     /// Clearing a direct descriptor.
     Close = 5,
     Timeout = 6,
-    /// Cancelling the receive or the poll of a connection.
+    /// Cancelling the receive of a connection that stays.
     CancelReceive = 7,
     /// A receive that takes what is there and does not wait.
     Take = 8,
-    /// The multishot poll of a live connection that is not active.
+    /// The poll of a live connection that is not active.
     Poll = 9,
 }
 
@@ -78,7 +78,7 @@ impl Flag {
     pub(super) const BUSY: Self = Self(1 << 2);
     /// It is active enough to have a multishot receive; else it has a poll.
     pub(super) const STREAMING: Self = Self(1 << 3);
-    /// Bytes, or the end, may wait to be taken though the poll is not going to tell (again).
+    /// Bytes, or the end, wait to be taken: a poll told of them, or the last receive.
     pub(super) const READABLE: Self = Self(1 << 4);
     /// On the list of sends.
     pub(super) const DIRTY: Self = Self(1 << 5);
@@ -90,7 +90,7 @@ impl Flag {
     pub(super) const TAKING: Self = Self(1 << 8);
     /// A poll is in flight.
     pub(super) const POLLING: Self = Self(1 << 9);
-    /// A cancellation of the receive or the poll is in flight: there is never a second, and nothing new, beside it.
+    /// A cancellation of the receive is in flight: there is never a second, and no new receive, beside it.
     pub(super) const CANCELLING: Self = Self(1 << 10);
     /// A send is in flight.
     pub(super) const SENDING: Self = Self(1 << 11);
