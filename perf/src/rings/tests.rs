@@ -156,3 +156,31 @@ fn a_server_that_takes_nothing_ends_the_socket_instead_of_filling_memory() {
     assert!(told.ended[0].as_ref().unwrap().contains("takes nothing"));
     assert_eq!(Rc::strong_count(&chunk), 1, "nothing of it is kept");
 }
+
+#[test]
+fn what_a_socket_takes_only_a_part_of_goes_out_whole() {
+    const BYTES: usize = 16 << 20;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let text: Vec<u8> = (0..BYTES).map(|at| (at / 3) as u8).collect();
+    let expected = text.clone();
+    let (begin, begins) = std::sync::mpsc::channel::<()>();
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        begins.recv().unwrap();
+        let mut got = vec![0; BYTES + 3];
+        stream.read_exact(&mut got).unwrap();
+        assert!(got[..BYTES] == expected && got[BYTES..] == *b"end");
+        stream.write_all(b"all").unwrap();
+    });
+    let (clock, mut told) = (Clock::start(), Told::new(1));
+    let mut rings = Rings::new(1, 1, address, BUFFERS).unwrap();
+    open_all(&mut rings, 1);
+    until(&mut rings, &mut told, &clock, |told| told.connected[0]);
+    // More than both ends buffer while nobody reads: the first send falls short.
+    rings.run(&mut vec![send(0, &text), send(0, b"end")]).unwrap();
+    rings.turn(&mut told, &clock).unwrap();
+    begin.send(()).unwrap();
+    until(&mut rings, &mut told, &clock, |told| told.data[0] == b"all");
+    server.join().unwrap();
+}
