@@ -1,9 +1,12 @@
 //! The commit path of the storage-writer without sockets: requests into the brain, one group, the embedded engine's
 //! batch and sync, the high-water record, answers out. Direct messages of 128 bytes, uniform over 5,000 pairs.
 //!
+//! Beside it the same on the planner of the cluster tier, over a cluster that answers at once and keeps nothing: what the
+//! writer thread costs there.
+//!
 //! `cargo bench -p perf --bench writer` first prints messages a second and CPU a message (all threads of the store, its
 //! merges included) of runs of some seconds each, then criterion's times a group. `-- sustained 100` runs only the
-//! former, and only for that group.
+//! former, and only for that group; `-- planner 100` the same over no cluster.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group};
 use parley_protocol::link::{Action as Act, Ask, Command, LinkHello, Reply, Request, ToGateway};
@@ -13,7 +16,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use storage_core::store::{OpId, Store, StoreResult};
+use storage_core::cql::engine::{Engine, EngineOptions};
+use storage_core::store::{OpId, Store, StoreRequest, StoreResult};
 use storage_core::{Action, Now, Options, Writer};
 use storage_writer::metrics::StoreMetrics;
 use storage_writer::store::embedded::{EmbeddedOptions, EmbeddedStore};
@@ -24,12 +28,48 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const PAIRS: usize = 5_000;
 const GROUPS: [usize; 4] = [1, 10, 100, 1_000];
 const PAYLOAD_BYTES: usize = 128;
+/// As `parley storage-writer` has it on a cluster.
+const PLANNER_COMMITS_MAX: usize = 8;
 const RUN: Duration = Duration::from_secs(5);
 
-/// A writer over a store in a directory of its own.
+/// The planner of the cluster tier, over a cluster that answers at once, and nothing to every question.
+struct NoCluster {
+    engine: Engine,
+    started: Instant,
+}
+
+impl NoCluster {
+    fn new() -> Self {
+        let mut engine = Engine::new(EngineOptions::default(), 1, 1);
+        engine.set_lease(Some(u64::MAX));
+        Self { engine, started: Instant::now() }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+}
+
+impl Store for NoCluster {
+    fn submit(&mut self, op: OpId, request: StoreRequest) {
+        self.engine.submit(self.now_ms(), op, request);
+    }
+
+    fn completions(&mut self, done: &mut Vec<(OpId, StoreResult)>) {
+        let now_ms = self.now_ms();
+        while let Some((id, statement)) = self.engine.poll_statement(now_ms) {
+            black_box(statement);
+            self.engine.handle_result(now_ms, id, Ok(Vec::new()));
+        }
+        self.engine.handle_timer(now_ms);
+        self.engine.completions(done);
+    }
+}
+
+/// A writer over a store.
 struct Rig {
     writer: Writer,
-    store: EmbeddedStore,
+    store: Box<dyn Store>,
     woken: Receiver<()>,
     started: Instant,
     home_epoch: u64,
@@ -38,18 +78,29 @@ struct Rig {
     logged_in: Vec<UserId>,
     answers: usize,
     done: Vec<(OpId, StoreResult)>,
-    _dir: tempfile::TempDir,
+    _dir: Option<tempfile::TempDir>,
 }
 
 impl Rig {
-    fn new() -> Self {
+    /// On a store in a directory of its own.
+    fn embedded() -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let (wake, woken) = channel();
         let waker = Arc::new(move || wake.send(()).unwrap_or(()));
         let metrics = Arc::new(StoreMetrics::default());
         let store = EmbeddedStore::open(dir.path(), &EmbeddedOptions::default(), metrics, waker).expect("a store");
+        Self::new(Box::new(store), woken, Some(dir), Options::default())
+    }
+
+    /// On the planner alone.
+    fn planner() -> Self {
+        let options = Options { commits_in_flight_max: PLANNER_COMMITS_MAX, ..Options::default() };
+        Self::new(Box::new(NoCluster::new()), channel().1, None, options)
+    }
+
+    fn new(store: Box<dyn Store>, woken: Receiver<()>, dir: Option<tempfile::TempDir>, options: Options) -> Self {
         let mut rig = Self {
-            writer: Writer::new(Options::default()),
+            writer: Writer::new(options),
             store,
             woken,
             started: Instant::now(),
@@ -173,9 +224,9 @@ fn cpu() -> Duration {
 }
 
 /// Sustained rates and CPU, which criterion does not show.
-fn sustained(groups: &[usize]) {
+fn sustained(what: &str, make: fn() -> Rig, groups: &[usize]) {
     for &count in groups {
-        let mut rig = Rig::new();
+        let mut rig = make();
         let (started, cpu_before, mut messages) = (Instant::now(), cpu(), 0_u64);
         while started.elapsed() < RUN {
             rig.messages(count);
@@ -183,7 +234,7 @@ fn sustained(groups: &[usize]) {
         }
         let (took, used) = (started.elapsed(), cpu() - cpu_before);
         println!(
-            "groups of {count}: {:.0} messages/s, {:.2} us CPU/message, {:.3} ms/group",
+            "{what}, groups of {count}: {:.0} messages/s, {:.2} us CPU/message, {:.3} ms/group",
             messages as f64 / took.as_secs_f64(),
             used.as_secs_f64() * 1e6 / messages as f64,
             took.as_secs_f64() * 1e3 * count as f64 / messages as f64,
@@ -194,27 +245,34 @@ fn sustained(groups: &[usize]) {
 fn groups(c: &mut Criterion) {
     let mut group = c.benchmark_group("writer");
     group.sample_size(20);
-    for count in GROUPS {
-        let mut rig = Rig::new();
-        group.throughput(Throughput::Elements(count as u64));
-        group.bench_function(BenchmarkId::new("direct_messages_in_a_group", count), |b| {
-            b.iter(|| rig.messages(count));
-        });
+    for (name, make) in RIGS {
+        for count in GROUPS {
+            let mut rig = make();
+            group.throughput(Throughput::Elements(count as u64));
+            group.bench_function(BenchmarkId::new(format!("{name}_direct_messages"), count), |b| {
+                b.iter(|| rig.messages(count));
+            });
+        }
     }
     group.finish();
 }
 
 criterion_group!(benches, groups);
 
+/// By the word that chooses one of them.
+const RIGS: [(&str, fn() -> Rig); 2] = [("sustained", Rig::embedded), ("planner", Rig::planner)];
+
 fn main() {
     let arguments = std::env::args().collect::<Vec<_>>();
-    if let Some(at) = arguments.iter().position(|argument| argument == "sustained") {
-        let count = arguments.get(at + 1).and_then(|count| count.parse().ok());
-        return sustained(&[count.expect("the size of a group follows")]);
+    for (name, make) in RIGS {
+        if let Some(at) = arguments.iter().position(|argument| argument == name) {
+            let count = arguments.get(at + 1).and_then(|count| count.parse().ok());
+            return sustained(name, make, &[count.expect("the size of a group follows")]);
+        }
     }
     // `cargo test --benches` runs it too, and wants to see only that it runs.
     if arguments.iter().any(|argument| argument == "--bench") {
-        sustained(&GROUPS);
+        RIGS.iter().for_each(|(name, make)| sustained(name, *make, &GROUPS));
     }
     benches();
     Criterion::default().configure_from_args().final_summary();

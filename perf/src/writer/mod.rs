@@ -131,8 +131,10 @@ impl WriterArgs {
         };
         let mut rig = Rig::new(&keyspace.0, people, stop.clone())?;
         let mut report = Report::default();
-        (report.requests_per_lone_message, report.lone_by_kind) = count(&mut rig, 1)?;
-        (report.requests_per_message_of_16, report.of_16_by_kind) = count(&mut rig, SIXTEEN)?;
+        let lone = count(&mut rig, 1)?;
+        let sixteen = count_sixteen(&mut rig, &lone)?;
+        (report.requests_per_lone_message, report.lone_by_kind) = each(lone, COUNTED);
+        (report.requests_per_message_of_16, report.of_16_by_kind) = each(sixteen, COUNTED * SIXTEEN);
         let (lone, sixteen) = (report.requests_per_lone_message, report.requests_per_message_of_16);
         eprintln!("requests: {lone} for a lone direct message, {sixteen} a message where an append carries {SIXTEEN}");
         if !self.requests_only {
@@ -208,22 +210,43 @@ impl Meter {
     }
 }
 
-/// Requests a message where `at_once` of them come to a chat that is quiet, with kinds.
-fn count(rig: &mut Rig, at_once: usize) -> Result<(f64, BTreeMap<&'static str, f64>), String> {
+/// Requests by kind.
+type Kinds = [(&'static str, u64); 5];
+
+/// What [`COUNTED`] chats ask for, to each of which, when it is quiet, `at_once` messages come.
+fn count(rig: &mut Rig, at_once: usize) -> Result<Kinds, String> {
     let before = rig.status().statements;
     for chat in 0..COUNTED {
         rig.at_once(chat, at_once)?;
     }
     let after = rig.status().statements;
-    let each = |count: u64| round(count as f64 / (COUNTED * at_once) as f64);
-    let kinds = [
+    Ok([
         ("events", after.events - before.events),
         ("inbox", after.inbox - before.inbox),
         ("derived", after.derived - before.derived),
         ("work", after.work - before.work),
         ("reads", after.reads - before.reads),
-    ];
-    Ok((each(after.total() - before.total()), kinds.map(|(kind, count)| (kind, each(count))).into()))
+    ])
+}
+
+/// The same for appends of 16 alone. Of 17 messages that come together the first is an append by itself, and the
+/// others gather behind it; so what a lone one costs is taken off.
+fn count_sixteen(rig: &mut Rig, lone: &Kinds) -> Result<Kinds, String> {
+    let mut kinds = count(rig, SIXTEEN + 1)?;
+    if kinds[0].1 != 2 * COUNTED as u64 {
+        return Err(format!("{COUNTED} times 17 messages made {} appends, not two each", kinds[0].1));
+    }
+    for ((_, count), (_, lone)) in kinds.iter_mut().zip(lone) {
+        *count = count.saturating_sub(*lone);
+    }
+    Ok(kinds)
+}
+
+/// Requests a message, and of each kind.
+fn each(kinds: Kinds, messages: usize) -> (f64, BTreeMap<&'static str, f64>) {
+    let each = |count: u64| round(count as f64 / messages as f64);
+    let total = kinds.iter().map(|(_, count)| count).sum();
+    (each(total), kinds.map(|(kind, count)| (kind, each(count))).into())
 }
 
 fn round(value: f64) -> f64 {

@@ -16,12 +16,14 @@ use scylla::response::{PagingState, PagingStateResponse};
 use scylla::statement::batch::{Batch, BatchType};
 use scylla::statement::prepared::PreparedStatement;
 use scylla::value::CqlValue;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::AcqRel, Ordering::Acquire};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use storage_core::cql::lease::{AskId, LeaseAnswer, LeaseAsk};
 use storage_core::cql::rows::{Change, Read, Statement, StatementError, StatementResult, Write};
 use tokio::runtime::Handle;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::JoinSet;
 
 /// Reads of one `read_many` that are under way at once.
@@ -29,11 +31,56 @@ const READS_AT_ONCE: usize = 32;
 /// Asks of the lease without an answer, and answers that were not taken: the lease asks one at a time.
 const ASKS_MAX: usize = 64;
 
+/// Statements that the driver's thread starts before it looks at answers again.
+const DISPATCHED_AT_ONCE: usize = 256;
+/// Statements of one shape that are kept for the next use.
+const SPARE_MAX: usize = 32;
+
 /// A result with how long it took.
 pub type Timed<T> = (u64, T, Duration);
 
 /// What came of an ask. An error is never `Unknown`: that is an answer.
 pub type AskResult = Result<LeaseAnswer, StatementError>;
+
+/// Statements that were sent and are sent again under another timestamp: the timestamp is a field of the statement,
+/// and a copy of a batch is one of each of its statements.
+#[derive(Default)]
+struct Spare(Mutex<SpareParts>);
+
+#[derive(Default)]
+struct SpareParts {
+    inserts: HashMap<TableId, Vec<PreparedStatement>>,
+    /// By table and number of rows.
+    batches: HashMap<(TableId, usize), Vec<Batch>>,
+}
+
+impl Spare {
+    fn parts(&self) -> MutexGuard<'_, SpareParts> {
+        self.0.lock().expect("no holder panics")
+    }
+
+    fn insert(&self, table: TableId) -> Option<PreparedStatement> {
+        self.parts().inserts.get_mut(&table)?.pop()
+    }
+
+    fn put_insert(&self, table: TableId, statement: PreparedStatement) {
+        keep(self.parts().inserts.entry(table).or_default(), statement);
+    }
+
+    fn batch(&self, table: TableId, rows: usize) -> Option<Batch> {
+        self.parts().batches.get_mut(&(table, rows))?.pop()
+    }
+
+    fn put_batch(&self, table: TableId, rows: usize, batch: Batch) {
+        keep(self.parts().batches.entry((table, rows)).or_default(), batch);
+    }
+}
+
+fn keep<T>(spare: &mut Vec<T>, one: T) {
+    if spare.len() < SPARE_MAX {
+        spare.push(one);
+    }
+}
 
 /// What tasks share.
 pub(super) struct Shared {
@@ -45,6 +92,8 @@ pub(super) struct Shared {
     answers: Mutex<Vec<Timed<AskResult>>>,
     /// Statements without a result, and results that were not taken.
     statements: AtomicUsize,
+    /// Statements as the driver keeps them, that nobody uses now.
+    spare: Spare,
     asks: AtomicUsize,
     in_flight_max: usize,
 }
@@ -53,6 +102,8 @@ pub(super) struct Shared {
 pub struct Executor {
     shared: Arc<Shared>,
     handle: Handle,
+    /// To the driver's thread, which is woken once for all that it finds there. Bounded by [`Executor::room`].
+    statements: UnboundedSender<(u64, Statement)>,
     /// Dropped, it ends the thread.
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -104,10 +155,13 @@ impl Executor {
             results: Mutex::default(),
             answers: Mutex::default(),
             statements: AtomicUsize::new(0),
+            spare: Spare::default(),
             asks: AtomicUsize::new(0),
             in_flight_max: options.in_flight_max,
         });
-        Ok(Executor { shared, handle, stop: Some(stop), thread: Some(thread) })
+        let (statements, received) = unbounded_channel();
+        handle.spawn(dispatch(shared.clone(), received));
+        Ok(Executor { shared, handle, statements, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Statements that [`Executor::execute`] takes now.
@@ -121,17 +175,8 @@ impl Executor {
         let before = self.shared.statements.fetch_add(1, AcqRel);
         assert!(before < self.shared.in_flight_max, "a statement was sent without room for its result");
         self.shared.metrics.in_flight.set(before as u64 + 1);
-        let shared = self.shared.clone();
-        self.handle.spawn(async move {
-            let _guard = PanicEndsProcess("cql");
-            let sent = Instant::now();
-            let result = match &statement {
-                Statement::Write(write) => shared.write(write).await,
-                Statement::Read(read) => shared.read(read).await,
-            };
-            shared.results.lock().expect("no holder panics").push((id, result, sent.elapsed()));
-            (shared.waker)();
-        });
+        // Its receiver ends with the driver's thread, and that with this executor.
+        let _ = self.statements.send((id, statement));
     }
 
     /// Appends the results that came since the last call. Never blocks.
@@ -188,6 +233,25 @@ impl Drop for Executor {
         if let Some(thread) = self.thread.take() {
             // Its panic has ended the process already.
             let _ = thread.join();
+        }
+    }
+}
+
+/// Starts what comes. A task of each statement's own is woken by its own answer alone.
+async fn dispatch(shared: Arc<Shared>, mut statements: UnboundedReceiver<(u64, Statement)>) {
+    let mut came = Vec::new();
+    while statements.recv_many(&mut came, DISPATCHED_AT_ONCE).await > 0 {
+        for (id, statement) in came.drain(..) {
+            let shared = shared.clone();
+            tokio::spawn(async move {
+                let _guard = PanicEndsProcess("cql");
+                let sent = Instant::now();
+                let result = match &statement {
+                    Statement::Write(write) => shared.write(write).await,
+                    Statement::Read(read) => shared.read(read).await,
+                };
+                shared.tell((id, result, sent.elapsed()));
+            });
         }
     }
 }
@@ -264,6 +328,17 @@ fn gone() -> StatementResult {
 }
 
 impl Shared {
+    /// Hands a result over. The first that nobody took yet wakes the writer thread, which takes all.
+    fn tell(&self, result: Timed<StatementResult>) {
+        let mut results = self.results.lock().expect("no holder panics");
+        results.push(result);
+        let first = results.len() == 1;
+        drop(results);
+        if first {
+            (self.waker)();
+        }
+    }
+
     async fn write(&self, write: &Write) -> StatementResult {
         let begun = Instant::now();
         self.metrics.begun(Does::Write, table_of(&write.partition));
@@ -275,32 +350,40 @@ impl Shared {
     /// The timestamp goes in the frame, not in the statement: ScyllaDB refuses a `USING TIMESTAMP` of more than three
     /// days ahead, which epoch-major ones are after some 1,600 epochs, and takes the frame's as it is.
     async fn send_write(&self, write: &Write) -> Result<(), StatementError> {
-        let of_table = self.prepared.table(table_of(&write.partition));
-        let stamped = |prepared: &PreparedStatement| {
-            let mut prepared = prepared.clone();
-            prepared.set_timestamp(Some(write.timestamp));
-            prepared
-        };
+        let table = table_of(&write.partition);
         let sent = match &write.change {
             Change::Delete => {
                 let values = partition_key(&write.partition)?;
-                self.session.execute_unpaged(&stamped(&of_table.delete), values).await
+                let mut statement = self.prepared.table(table).delete.clone();
+                statement.set_timestamp(Some(write.timestamp));
+                self.session.execute_unpaged(&statement, values).await
             }
             Change::Put(rows) if rows.len() == 1 => {
                 self.metrics.rows_written.add(1);
                 let values = row_values(&write.partition, &rows[0])?;
-                self.session.execute_unpaged(&stamped(&of_table.insert), values).await
+                let mut statement =
+                    self.spare.insert(table).unwrap_or_else(|| self.prepared.table(table).insert.clone());
+                statement.set_timestamp(Some(write.timestamp));
+                let sent = self.session.execute_unpaged(&statement, values).await;
+                self.spare.put_insert(table, statement);
+                sent
             }
             Change::Put(rows) => {
                 assert!(!rows.is_empty(), "a write has rows");
                 self.metrics.rows_written.add(rows.len() as u64);
                 let values = rows.iter().map(|row| row_values(&write.partition, row));
                 let values: Vec<Vec<CqlValue>> = values.collect::<Result<_, _>>()?;
-                let mut batch = Batch::new(BatchType::Unlogged);
-                rows.iter().for_each(|_| batch.append_statement(of_table.insert.clone()));
-                batch.set_is_idempotent(true);
+                let mut batch = self.spare.batch(table, rows.len()).unwrap_or_else(|| {
+                    let mut batch = Batch::new(BatchType::Unlogged);
+                    let insert = &self.prepared.table(table).insert;
+                    rows.iter().for_each(|_| batch.append_statement(insert.clone()));
+                    batch.set_is_idempotent(true);
+                    batch
+                });
                 batch.set_timestamp(Some(write.timestamp));
-                self.session.batch(&batch, values).await
+                let sent = self.session.batch(&batch, values).await;
+                self.spare.put_batch(table, rows.len(), batch);
+                sent
             }
         };
         sent.map(drop).map_err(|error| classify(&error))

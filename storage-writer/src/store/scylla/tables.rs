@@ -24,7 +24,7 @@ const APPENDED: (&str, &str) = ("compaction", "{'class': 'SizeTieredCompactionSt
 const LOOKED_UP: (&str, &str) = ("compaction", "{'class': 'LeveledCompactionStrategy'}");
 
 /// Which table; the number of it in [`TABLES`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum TableId {
     Meta,
     Work,
