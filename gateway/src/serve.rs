@@ -264,6 +264,7 @@ fn shard_options(options: &Options, shards: u16, gateway: u128) -> ShardOptions 
         link_refuse_after_ms: writer.refuse_after_ms,
         reconnect_spread_ms: config.reconnect_spread_ms,
         drain_patience_ms: config.drain_timeout_ms * 7 / 10,
+        ..ShardOptions::default()
     }
 }
 

@@ -194,6 +194,8 @@ impl World {
             input: Vec::new(),
             upgraded: false,
             opened_at: self.now,
+            read_in: 0,
+            answers: 0,
             seen: Seen { position: mark, mark: mark.unwrap_or(0), ..Seen::default() },
         });
         self.accept(conn);

@@ -4,6 +4,8 @@
 mod sockets;
 
 use crate::authority::Names;
+use crate::bounds::{Counted, Dropped};
+use crate::overflows::Overflow;
 use crate::plan::Fault;
 use crate::world::{EPOCH_MS, Event, Link, World};
 use gateway_core::brain::{Brain, MeshClass, MeshMessage};
@@ -48,6 +50,15 @@ pub(crate) struct ShardProcess {
     departing: VecDeque<(u16, u32, Seat)>,
     link: Option<u32>,
     drained: bool,
+    /// What the oracles of bounds saw of its figures last.
+    pub(crate) counted: Counted,
+}
+
+impl ShardProcess {
+    /// The connections that it has.
+    pub(crate) fn conns(&self) -> impl Iterator<Item = u32> {
+        self.slots.iter().filter_map(|(_, conn)| *conn)
+    }
 }
 
 fn class_index(class: MeshClass) -> usize {
@@ -76,6 +87,7 @@ impl World {
             departing: VecDeque::new(),
             link: None,
             drained: false,
+            counted: Counted::default(),
         });
         let shards = shards.collect();
         let gateway = Gateway { alive: true, draining: false, halted: None, stopped_until: 0, offset_ms, shards };
@@ -166,7 +178,7 @@ impl World {
         }
         let mut full = 0;
         for _ in 0..1_000 {
-            if out.is_empty() {
+            if out.is_empty() && self.brain(gateway, shard).news.is_empty() {
                 break;
             }
             self.carry_out(now, gateway, shard, &mut out, &mut full);
@@ -195,6 +207,7 @@ impl World {
         }
         if self.tick.is_multiple_of(16) {
             self.brain(gateway, shard).brain.check_invariants();
+            self.look_at_sessions(gateway, shard);
         }
         self.look_at_queues(gateway, shard);
     }
@@ -285,7 +298,10 @@ impl World {
         match output {
             Output::Send { conn, bytes } => self.queue(gateway, shard, conn, &arena[bytes]),
             Output::SendShared { conn, bytes } => self.queue(gateway, shard, conn, &bytes),
-            Output::Pause(id) => self.set_paused(gateway, shard, id, true),
+            Output::Pause(id) => {
+                self.overflows.add(Overflow::AheadPaused);
+                self.set_paused(gateway, shard, id, true);
+            }
             Output::Resume(id) => self.set_paused(gateway, shard, id, false),
             Output::Promote(_) => {}
             Output::Close(id) => {
@@ -310,7 +326,10 @@ impl World {
             }
             Output::Mesh { shard: target, message } => {
                 if let Some(message) = self.push_mesh(gateway, shard, target, message, full) {
+                    let before = self.brain(gateway, shard).brain.owed_to(target).1;
+                    let dropped = Dropped::of(&message);
                     self.brain(gateway, shard).brain.handle_mesh_full(now, target, message, out);
+                    self.look_at_owed((gateway, shard), target, before, &dropped);
                 }
             }
             Output::LinkConnect { writer } => self.connect_link(now, gateway, shard, writer, out),
@@ -345,6 +364,7 @@ impl World {
         if class == MeshClass::Fanout {
             if *full >> target & 1 == 1 || waiting >= room || jammed {
                 *full |= 1 << target;
+                self.overflows.add(Overflow::MeshFull);
                 return Some(message);
             }
         } else {
@@ -396,14 +416,6 @@ impl World {
             self.wake_shard(gateway, shard, self.now);
         }
         shard_has_it
-    }
-
-    /// Oracle: queues are bounded.
-    fn look_at_queues(&mut self, gateway: u32, shard: u16) {
-        let options = self.plan.gateway_options(1, shard);
-        let stats = self.brain(gateway, shard).brain.stats;
-        let lobby = stats.lobby_connections as usize;
-        self.ensure(lobby <= options.lobby_connections_max, "queues are bounded", || format!("{lobby} in the lobby"));
     }
 
     /// A device's way in: a gateway that lives, the newest one mostly.

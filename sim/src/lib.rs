@@ -12,6 +12,7 @@
 //! device at the head of its inbox, every command answered.
 
 mod authority;
+mod bounds;
 mod clients;
 mod cluster;
 mod device;
@@ -19,6 +20,7 @@ mod disk;
 mod faults;
 mod gateway;
 mod network;
+mod overflows;
 mod people;
 mod plan;
 mod random;
@@ -32,6 +34,7 @@ mod truth;
 mod world;
 mod writer;
 
+pub use overflows::{Overflow, Overflows};
 pub use plan::{Action, Fault, Plan, Preset, Store};
 pub use shrink::shrink;
 pub use world::{ORACLES, Violation};
@@ -51,6 +54,8 @@ pub struct Report {
     pub ms: u64,
     /// Events of all logs.
     pub logged: u64,
+    /// Which bounds were reached.
+    pub overflows: Overflows,
     /// The first violation.
     pub violation: Option<Violation>,
     /// The last events in words, if asked for.
@@ -74,6 +79,7 @@ pub fn run(plan: &Plan, tells: bool) -> Report {
         ticks: world.tick,
         ms: world.now / 1_000,
         logged: world.truth.chats.values().map(|chat| chat.head()).sum(),
+        overflows: world.overflows,
         violation: world.violation.take(),
         lines: std::mem::take(&mut world.trace).into_lines(),
     }

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use clap::builder::RangedU64ValueParser;
-use sim::{Action, Fault, Plan, Preset, Report, Store, catch_panics, run, shrink};
+use sim::{Action, Fault, Overflow, Plan, Preset, Report, Store, catch_panics, run, shrink};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -47,6 +47,9 @@ struct Arguments {
     /// Goes on after a violation: prints the seeds that fail, one a line.
     #[arg(long)]
     keep_going: bool,
+    /// Prints which bounds were reached, in how many seeds, and how often.
+    #[arg(long)]
+    overflows: bool,
     /// Plants a bug in a core, by name. Needs the feature `planted`.
     #[cfg(feature = "planted")]
     #[arg(long)]
@@ -142,11 +145,16 @@ fn main() -> ExitCode {
 fn all(arguments: &Arguments) -> Result<u64, String> {
     let started = Instant::now();
     let (mut ticks, mut failed) = (0, 0);
+    let mut reached = [(0, 0); Overflow::ALL.len()];
     let last = arguments.seed.checked_add(arguments.seeds - 1).ok_or("there are not so many seeds above --seed")?;
     for seed in arguments.seed..=last {
         let plan = arguments.plan(seed)?;
         let report = run(&plan, arguments.tell);
         ticks += report.ticks;
+        for (overflow, (seeds, times)) in Overflow::ALL.into_iter().zip(&mut reached) {
+            let of_this = report.overflows.of(overflow);
+            (*seeds, *times) = (*seeds + u64::from(of_this > 0), *times + of_this);
+        }
         if arguments.tell {
             tell(&report, arguments.lines);
         }
@@ -176,6 +184,11 @@ fn all(arguments: &Arguments) -> Result<u64, String> {
             arguments.seed,
             ticks as f64 / seconds
         );
+    }
+    if arguments.overflows {
+        for (overflow, (seeds, times)) in Overflow::ALL.into_iter().zip(reached) {
+            println!("{:<16} {seeds:>6} seeds {times:>9} times", overflow.name());
+        }
     }
     Ok(failed)
 }

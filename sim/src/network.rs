@@ -41,6 +41,24 @@ impl Pipe {
         }
     }
 
+    /// Takes some of what has arrived: so many bytes at the most.
+    pub(crate) fn take_some(&mut self, now: u64, most: usize, into: &mut Vec<u8>) {
+        while let Some((_, bytes)) = self.chunks.front_mut().filter(|(at, _)| *at <= now) {
+            let room = most - into.len();
+            if bytes.len() > room {
+                into.extend(bytes.drain(..room));
+                return;
+            }
+            into.append(bytes);
+            self.chunks.pop_front();
+        }
+    }
+
+    /// Something has arrived.
+    pub(crate) fn has_come(&self, now: u64) -> bool {
+        self.chunks.front().is_some_and(|(at, _)| *at <= now)
+    }
+
     /// Everything has arrived, and the end has.
     pub(crate) fn is_over(&self, now: u64) -> bool {
         self.chunks.is_empty() && self.end_at.is_some_and(|at| at <= now)

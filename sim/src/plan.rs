@@ -6,6 +6,7 @@ use gateway_core::options::Options as GatewayOptions;
 use std::fmt;
 use storage_core::cql::engine::EngineOptions;
 use storage_core::cql::limit::LimitOptions;
+use storage_core::reads::ReadOptions;
 
 /// How big queues, buffers and batches are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -278,6 +279,11 @@ impl Plan {
         if self.is_tiny() { 300 } else { 16 * 1024 }
     }
 
+    /// Bytes that a shell reads of a connection before its shard's answer is carried out, mostly.
+    pub(crate) fn read_bytes(&self) -> usize {
+        if self.is_tiny() { 256 } else { 64 * 1024 }
+    }
+
     /// Events of one page of history that clients ask for.
     pub(crate) fn page(&self) -> u32 {
         if self.is_tiny() { 3 } else { 40 }
@@ -366,6 +372,11 @@ impl Plan {
             sync_backlog_max: 12,
             subscriptions_max: 2,
             requests_in_flight_max: 4,
+            ahead_bytes_pause: 128,
+            ahead_bytes_max: 700,
+            beside_bytes_max: 100,
+            owed_users_max: 1,
+            nudge_step_sessions: 2,
             chats_max: 4,
             mesh_requests_max: 4,
             link_window: 4,
@@ -402,6 +413,12 @@ impl Plan {
             parked_max: 6,
             ..options
         }
+    }
+
+    /// Options of a writer's readers.
+    pub(crate) fn read_options(&self) -> ReadOptions {
+        let options = ReadOptions::from(&self.writer_options());
+        if self.is_tiny() { ReadOptions { page_bytes_max: 300, ..options } } else { options }
     }
 
     /// What was drawn, for a reader.

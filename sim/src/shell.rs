@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use storage_core::cql::engine::InFlight;
 use storage_core::cql::rows::{Read, Statement, StatementError, StatementResult};
 use storage_core::cql::view::{Bounds, CqlView, Rows};
-use storage_core::reads::{self, ReadOptions};
+use storage_core::reads;
 use storage_core::store::{Outcome, StoreResult};
 use storage_core::{Now, Writer};
 
@@ -298,11 +298,7 @@ impl World {
             self.at(until, Event::Reading { writer, read });
             return false;
         }
-        let options = self.plan.writer_options();
-        let options = ReadOptions {
-            inbox_fanout_members_max: options.inbox_fanout_members_max,
-            sync_backlog_max: options.sync_backlog_max,
-        };
+        let options = self.plan.read_options();
         let Some(at) = process.readings.iter().position(|reading| reading.number == read) else { return false };
         let mut reading = process.readings.swap_remove(at);
         reading.memo.rewind();
@@ -316,6 +312,7 @@ impl World {
             }
             return false;
         }
+        self.look_at_page(&reading.ask, &reply);
         let (link, no) = (reading.link, reading.no);
         if !self.may_leave(writer, link) {
             return true;

@@ -6,6 +6,7 @@ use crate::device::Device;
 use crate::disk::Disk;
 use crate::gateway::Gateway;
 use crate::network::Pipe;
+use crate::overflows::Overflows;
 use crate::plan::{Fault, Plan};
 use crate::random::Rng;
 use crate::trace::Trace;
@@ -101,6 +102,10 @@ pub(crate) struct Conn {
     pub(crate) input: Vec<u8>,
     pub(crate) upgraded: bool,
     pub(crate) opened_at: u64,
+    /// The round of its shard in which it was read last.
+    pub(crate) read_in: u64,
+    /// Answers to requests that were charged to its session's rate.
+    pub(crate) answers: u64,
     pub(crate) seen: Seen,
 }
 
@@ -145,7 +150,7 @@ pub(crate) struct LinkAsked {
 }
 
 /// Every oracle, by the name that a violation carries. A name that is not listed here cannot be told.
-pub const ORACLES: [&str; 43] = [
+pub const ORACLES: [&str; 45] = [
     "a backlog is sent",
     "a barrier stands when it is answered",
     "a home loads behind its barrier",
@@ -184,11 +189,13 @@ pub const ORACLES: [&str; 43] = [
     "requests are resent in order",
     "sent is counted",
     "seq is dense",
+    "sessions keep to their rate",
     "targets",
     "the log decides",
     "the store is what the log says",
     "unread is right",
     "what is received is what is stored",
+    "what was dropped is owed",
 ];
 
 /// What was violated, when.
@@ -226,6 +233,7 @@ pub(crate) struct World {
     pub(crate) trace: Trace,
     pub(crate) truth: Truth,
     pub(crate) violation: Option<Violation>,
+    pub(crate) overflows: Overflows,
 
     pub(crate) disk: Disk,
     /// The cluster; nobody uses it where the store is local.
@@ -242,6 +250,8 @@ pub(crate) struct World {
     pub(crate) crash_at: Option<Fault>,
     /// Queues between shards take no fan-out until then.
     pub(crate) mesh_full_until: u64,
+    /// Counts how often shards looked at their connections.
+    pub(crate) round: u64,
     /// Lent out for a turn.
     pub(crate) out: Out,
     pub(crate) applying: Out,
@@ -263,6 +273,7 @@ impl World {
             trace: Trace::new(tells),
             truth: Truth::new(plan.inbox_fanout_members_max()),
             violation: None,
+            overflows: Overflows::default(),
             disk: Disk::default(),
             shared: Shared::new(seed),
             gateways: Vec::new(),
@@ -274,6 +285,7 @@ impl World {
             next_msg: 1,
             crash_at: None,
             mesh_full_until: 0,
+            round: 0,
             out: Out::default(),
             applying: Out::default(),
             plan,
@@ -399,9 +411,6 @@ impl World {
             self.trace.tell(self.now, || tell_group(&group));
             let verdict = self.truth.take(&group, self.now);
             self.judge(verdict);
-            let commands: usize = group.appends.iter().map(|append| append.commands.len()).sum();
-            let most = self.plan.writer_options().batch_commands_max;
-            self.ensure(commands <= most, "queues are bounded", || format!("{commands} commands in a group"));
         }
     }
 }

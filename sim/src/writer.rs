@@ -1,6 +1,7 @@
 //! The storage-writer's process: links in, the sequencer, an engine on the disk, reader threads, links out.
 
 use crate::disk::Engine;
+use crate::overflows::Overflow;
 use crate::plan::Fault;
 use crate::shell::Reading;
 use crate::tier::{Standing, Tier};
@@ -8,8 +9,8 @@ use crate::world::{Event, LinkAsked, World};
 use parley_protocol::link::{Answer, Ask, Reply, Request, ToGateway, ToWriter};
 use parley_protocol::{partition, wire};
 use std::collections::VecDeque;
-use storage_core::reads::{self, ReadOptions};
-use storage_core::store::{Group, Outcome, StoreRequest, StoreResult};
+use storage_core::reads;
+use storage_core::store::{Outcome, StoreRequest, StoreResult};
 use storage_core::{Action, Now, Writer};
 
 /// Rounds of one turn, at the most; the rest waits for the next.
@@ -234,12 +235,6 @@ impl World {
         true
     }
 
-    fn look_at_parked(&mut self, writer: u32) {
-        let (parked, links) = (self.writers[writer as usize].core.status().parked, self.links.len());
-        let most = self.plan.writer_options().parked_max + links;
-        self.ensure(parked <= most, "queues are bounded", || format!("{parked} requests wait in the writer"));
-    }
-
     pub(crate) fn crashes_at(&mut self, point: Fault) -> bool {
         self.crash_at.take_if(|at| *at == point).is_some()
     }
@@ -342,14 +337,6 @@ impl World {
         true
     }
 
-    /// Oracle: a group has its bounds.
-    fn look_at_size(&mut self, group: &Group) {
-        let commands: usize = group.appends.iter().map(|append| append.commands.len()).sum();
-        let most = self.plan.writer_options().batch_commands_max;
-        let within = !self.plan.on_cluster() || commands <= most;
-        self.ensure(within, "queues are bounded", || format!("{commands} commands in a group"));
-    }
-
     /// Oracles: the window of a link is kept, and its order (rule 6); a home loads no chat before the barrier of its
     /// partition stands (rule 5).
     fn look_at_request(&mut self, link: u32, request: &Request) {
@@ -360,6 +347,7 @@ impl World {
         self.ensure(request.no > last, "requests are resent in order", || format!("{} after {last}", request.no));
         self.links[link as usize].asked.insert(request.no, asked);
         let (open, most) = (self.links[link as usize].asked.len(), self.plan.gateway_options(1, 0).link_window);
+        self.overflows.add_if(open == most, Overflow::LinkWindow);
         self.ensure(open <= most, "queues are bounded", || format!("{open} requests of link {link} wait"));
         if let Ask::Command(command) = &request.ask {
             let asked = self.truth.asked.entry((command.sender, command.client_msg_id));
@@ -398,11 +386,7 @@ impl World {
 
     /// A reader thread answers one of the reads that wait, whichever.
     pub(crate) fn read(&mut self, writer: u32) -> bool {
-        let options = self.plan.writer_options();
-        let options = ReadOptions {
-            inbox_fanout_members_max: options.inbox_fanout_members_max,
-            sync_backlog_max: options.sync_backlog_max,
-        };
+        let options = self.plan.read_options();
         let process = &mut self.writers[writer as usize];
         if !process.alive || process.reads.is_empty() {
             return false;
@@ -422,6 +406,7 @@ impl World {
             return true;
         }
         let reply = reads::answer(self.engine(writer).look(), &options, &ask);
+        self.look_at_page(&ask, &reply);
         self.trace.tell(self.now, || format!("link {link} reads {no}: {reply:?}"));
         self.links[link as usize].asked.remove(&no);
         self.send_to_shard(link, &ToGateway::Answer(Answer { no, reply }));

@@ -4,7 +4,7 @@
 mod common;
 
 use common::sim;
-use sim::{Action, Fault, Plan, Preset, Report, Store, run};
+use sim::{Action, Fault, Overflow, Plan, Preset, Report, Store, run};
 use std::collections::BTreeSet;
 
 const TICKS: u64 = 4_000;
@@ -128,6 +128,22 @@ fn the_exit_code_is_0_for_seeds_that_keep_every_promise_and_2_for_nonsense() {
         assert_eq!(ended.code, Some(2), "{nonsense}: {}", ended.out);
         assert!(!ended.err.is_empty(), "{nonsense}");
     }
+}
+
+/// The seeds that CI runs come to every bound that the simulator knows of. Most are reached by the first few.
+#[test]
+fn the_fixed_seeds_reach_every_bound() {
+    const SEEDS: u64 = 200;
+    let mut missing = Overflow::ALL.to_vec();
+    for seed in 1..=SEEDS {
+        if missing.is_empty() {
+            break;
+        }
+        let overflows = run(&Plan::new(seed, Plan::TICKS, None), false).overflows;
+        missing.retain(|overflow| overflows.of(*overflow) == 0);
+    }
+    let missing: Vec<&str> = missing.into_iter().map(Overflow::name).collect();
+    assert!(missing.is_empty(), "no seed up to {SEEDS} reaches {missing:?}");
 }
 
 #[test]

@@ -96,10 +96,7 @@ pub fn run(options: Options) -> Result<Handle, Error> {
         Some(scylla) => Opened::scylla(&options, scylla, waker)?,
     };
     let listener = listen(&options.socket)?;
-    let read_options = ReadOptions {
-        inbox_fanout_members_max: options.writer.inbox_fanout_members_max,
-        sync_backlog_max: options.writer.sync_backlog_max,
-    };
+    let read_options = ReadOptions::from(&options.writer);
     let (threads, reads_max) = (options.reader_threads, options.reads_max);
     let readers = Readers::start(threads, reads_max, read_options, &sight, wake, read_metrics.clone())
         .map_err(io.clone()("start reader threads for"))?;

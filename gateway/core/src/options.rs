@@ -53,6 +53,12 @@ pub struct Options {
     pub subscriptions_max: usize,
     /// Requests of one session without an answer.
     pub requests_in_flight_max: u16,
+    /// What a session whose frame waits may send ahead before its socket is not read any more. Waiting is short and most
+    /// clients send little: stopping to read, and starting again, costs more than keeping a few frames.
+    pub ahead_bytes_pause: usize,
+    /// What it may send ahead at the most: the shell had read more already when it heard of the pause. A client that
+    /// sends more than this beyond its `requests_in_flight_max` is closed.
+    pub ahead_bytes_max: usize,
     /// Commands a second of one session, in the long run.
     pub rate_per_s: u32,
     /// Commands of one session at once.
@@ -69,6 +75,12 @@ pub struct Options {
     pub payload_bytes_max: usize,
     /// A frame from a client.
     pub frame_bytes_max: usize,
+    /// Whole frames that wait beside a stream for one to travel with: above so many bytes they are dropped.
+    pub beside_bytes_max: usize,
+    /// Users to nudge that are remembered one by one, per shard that had no room; above it, everybody is nudged.
+    pub owed_users_max: usize,
+    /// Sessions looked at in one step of a nudge to everybody.
+    pub nudge_step_sessions: u32,
     /// Open requests from this shard to each home shard.
     pub mesh_requests_max: u32,
     /// Writers to link to, one of which is active; tried in turn.
@@ -120,6 +132,8 @@ impl Default for Options {
             expiry_grace_ms: 30_000,
             subscriptions_max: 64,
             requests_in_flight_max: 256,
+            ahead_bytes_pause: 8 << 10,
+            ahead_bytes_max: 1 << 20,
             rate_per_s: 1_000,
             rate_burst: 2_000,
             chats_max: 200_000,
@@ -128,6 +142,9 @@ impl Default for Options {
             head_interval_ms: 2_000,
             payload_bytes_max: 16 * 1024,
             frame_bytes_max: 64 * 1024,
+            beside_bytes_max: 16 << 10,
+            owed_users_max: 10_000,
+            nudge_step_sessions: 256,
             mesh_requests_max: 4096,
             link_writers: 1,
             link_hello_ms: 1_000,

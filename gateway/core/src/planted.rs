@@ -93,6 +93,10 @@ bugs! {
     /// Rule 10: fan-out that finds no room on the mesh is dropped without a nudge. Makes: a last item that arrives with
     /// the sweep only. Seen by: work drains when faults stop, before the sweep.
     OverflowUntold = 10,
+    /// Rule 10: users that are owed a nudge, more than are remembered one by one, are forgotten, and not everybody is nudged
+    /// for them. Makes: a last item that arrives with the sweep only. Seen by: what was dropped is owed; work drains when
+    /// faults stop, before the sweep.
+    OwedForgotten = 10,
     /// Rule 10: a link that comes back nudges nobody. Makes: a last item whose answer was lost arrives with the sweep
     /// only. Seen by: work drains when faults stop, before the sweep.
     RelinkUntold = 10,
@@ -185,6 +189,24 @@ bugs! {
     /// Beside the rules: live entries and pages are queued for a client that takes nothing, above the budget. Makes:
     /// memory without a bound. Seen by: queues are within their bounds: bytes queued for a connection.
     OutboxUnbounded = 0,
+    /// Beside the rules: what a session sends ahead while its frame waits is kept above `ahead_bytes_max`. Makes: memory
+    /// without a bound. Seen by: queues are within their bounds: bytes sent ahead.
+    AheadUnbounded = 0,
+    /// Beside the rules: what a session sends ahead above `ahead_bytes_max` is dropped, and the connection goes on. Makes:
+    /// frames that are lost, or begin in the middle. Seen by: clients are served; work drains when faults stop.
+    AheadForgotten = 0,
+    /// Beside the rules: a socket that was not read while a frame waited is not read again. Makes: a stall of a client's
+    /// requests. Seen by: work drains when faults stop.
+    PauseNotLifted = 0,
+    /// Beside the rules: frames beside a stream wait for one to travel with, above `beside_bytes_max`. Makes: memory
+    /// without a bound. Seen by: queues are within their bounds: frames beside a stream.
+    BesideUnbounded = 0,
+    /// Beside the rules: no session is ever too fast. Makes: one client that takes the room of all. Seen by: sessions keep to
+    /// their rate.
+    RateIgnored = 0,
+    /// Beside the rules: users to nudge are remembered one by one above `owed_users_max`. Makes: memory without a bound.
+    /// Seen by: queues are within their bounds: users that are owed a nudge.
+    OwedUnbounded = 0,
     /// Beside the rules: requests are sent to a shard without a credit. Makes: a request queue that is full. Seen by:
     /// queues are within their bounds: requests between two shards.
     CreditsUnbounded = 0,

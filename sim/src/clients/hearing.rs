@@ -15,6 +15,10 @@ impl World {
     pub(super) fn hear(&mut self, conn: u32, frame: ServerFrame) {
         let device = self.conns[conn as usize].device;
         self.tell_conn(conn, || format!("hears {}", tell_server_frame(&frame)));
+        let page = matches!(frame, ServerFrame::ChatList(_) | ServerFrame::HistoryPage(_) | ServerFrame::MemberPage(_));
+        if page || matches!(frame, ServerFrame::Sent(_)) {
+            self.look_at_rate(conn);
+        }
         match frame {
             ServerFrame::Welcome(welcome) => self.hear_welcome(device, welcome),
             ServerFrame::Sent(sent) => {

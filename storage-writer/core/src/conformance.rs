@@ -221,7 +221,11 @@ pub fn compare(view: &impl View, state: &State) {
         {
             assert_eq!(view.entries(user_id, after, limit), state.entries(user_id, after, limit));
         }
-        let options = ReadOptions { inbox_fanout_members_max: 5, sync_backlog_max: 1_000 };
+        let options = ReadOptions {
+            inbox_fanout_members_max: 5,
+            sync_backlog_max: 1_000,
+            page_bytes_max: limits::PAGE_BYTES_MAX,
+        };
         let asks = [Ask::Inbox { user_id, after: 0, limit: 1_000 }, Ask::Chats { user_id, after: None, limit: 0 }];
         for ask in asks {
             assert_eq!(answer(view, &options, &ask), answer(state, &options, &ask), "{ask:?}");

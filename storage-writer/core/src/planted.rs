@@ -231,6 +231,15 @@ bugs! {
     /// Beside the rules: a group takes more than `batch_commands_max` and `batch_bytes_max`. Makes: a group without a
     /// bound. Seen by: queues are within their bounds.
     BatchUnbounded = 0,
+    /// Beside the rules: a group takes more than `batch_bytes_max`. Makes: a group without a bound. Seen by: queues are within
+    /// their bounds.
+    BatchBytesIgnored = 0,
+    /// Beside the rules: a page takes events above `page_bytes_max`. Makes: records without a bound. Seen by: queues are
+    /// within their bounds: bytes of a page.
+    PageUnbounded = 0,
+    /// Rule 14: a page of history, or of chats, that ends at its bytes says that it is the last. Makes: a hole that nothing
+    /// fills, chats that nobody lists. Seen by: every chat converges on every device.
+    PageCutUntold = 14,
     /// Beside the rules: the store takes groups of a writer that was replaced. Makes: two writers number the same log:
     /// acknowledged events are overwritten or dropped. Seen by: every `Sent` event is in the log exactly once; no
     /// partition is committed under two epochs at once.

@@ -6,7 +6,7 @@
 
 use crate::planted::{self, Bug};
 use crate::store::{EntryRow, MarkRow, MemberRow, ReadError, View, Want};
-use crate::writer::check_identity;
+use crate::writer::{Options, check_identity};
 use parley_protocol::event::unread;
 use parley_protocol::frame::{ChatSummary, Interval, Member, UserName};
 use parley_protocol::limits;
@@ -20,6 +20,20 @@ pub struct ReadOptions {
     pub inbox_fanout_members_max: usize,
     /// As the writer's.
     pub sync_backlog_max: u64,
+    /// Bytes of events in one page; the first event always fits. At most [`limits::PAGE_BYTES_MAX`], which is what links
+    /// have room for.
+    pub page_bytes_max: usize,
+}
+
+impl From<&Options> for ReadOptions {
+    /// What goes with a writer's options: pages as large as they may be.
+    fn from(options: &Options) -> ReadOptions {
+        ReadOptions {
+            inbox_fanout_members_max: options.inbox_fanout_members_max,
+            sync_backlog_max: options.sync_backlog_max,
+            page_bytes_max: limits::PAGE_BYTES_MAX,
+        }
+    }
 }
 
 /// Answers a read. Damage comes as `Refused(Damaged)`, what may be asked again as `Refused(Unavailable)`; a request that
@@ -28,7 +42,7 @@ pub fn answer(view: &(impl View + ?Sized), options: &ReadOptions, ask: &Ask) -> 
     let reply = match ask {
         Ask::Inbox { user_id, after, limit } => inbox(view, options, *user_id, *after, *limit),
         Ask::History { user_id, chat_id, before, after, limit } => {
-            history(view, *user_id, *chat_id, *before, *after, *limit)
+            history(view, options, *user_id, *chat_id, (*before, *after), *limit)
         }
         Ask::Chats { user_id, after, limit } => chats(view, options, *user_id, *after, *limit),
         Ask::Members { user_id, chat_id, after, limit } => members(view, *user_id, *chat_id, *after, *limit),
@@ -55,15 +69,21 @@ const ENTRIES_AHEAD: usize = 64;
 /// Takes events while they fit a page; the first always does.
 struct Page {
     bytes: usize,
+    bytes_max: usize,
     any: bool,
 }
 
 impl Page {
+    fn new(options: &ReadOptions) -> Page {
+        let bytes_max = if planted::has(Bug::PageUnbounded) { usize::MAX } else { options.page_bytes_max };
+        Page { bytes: 0, bytes_max, any: false }
+    }
+
     fn takes(&mut self, event: &Event) -> bool {
         // An event's own fields, besides its body.
         const EVENT_BYTES: usize = 96;
         self.bytes += event.envelope.body.len() + EVENT_BYTES;
-        let takes = !self.any || self.bytes <= limits::PAGE_BYTES_MAX;
+        let takes = !self.any || self.bytes <= self.bytes_max;
         self.any = true;
         takes
     }
@@ -88,7 +108,7 @@ fn inbox(
         return Ok(Reply::Inbox(page));
     }
     let limit = u64::from(limit.min(limits::INBOX_PAGE_MAX)).min(head - after) as u32;
-    let mut size = Page { bytes: 0, any: false };
+    let mut size = Page::new(options);
     let mut owns: Vec<(usize, ChatId)> = Vec::new();
     let entries = view.entries(user_id, after, limit)?;
     for (at, (inbox_seq, row)) in entries.iter().copied().enumerate() {
@@ -200,10 +220,10 @@ fn ranges(intervals: &[Interval], low: u64, high: u64) -> Vec<(u64, u64)> {
 
 fn history(
     view: &(impl View + ?Sized),
+    options: &ReadOptions,
     user_id: UserId,
     chat_id: ChatId,
-    before: Option<u64>,
-    after: Option<u64>,
+    (before, after): (Option<u64>, Option<u64>),
     limit: u32,
 ) -> Result<Reply, ReadError> {
     // Before the membership: nothing above it is served, so a removal that lands in between hides nothing from view.
@@ -224,7 +244,7 @@ fn history(
         ranges.reverse();
     }
     let limit = limit_of(limit, limits::HISTORY_PAGE_MAX);
-    let mut size = Page { bytes: 0, any: false };
+    let mut size = Page::new(options);
     let mut events: Vec<Event> = Vec::new();
     let mut more = false;
     'ranges: for (from, to) in ranges {
@@ -240,7 +260,7 @@ fn history(
         more = (to - from + 1) > room as u64;
         for event in found {
             if !size.takes(&event) {
-                more = true;
+                more = !planted::has(Bug::PageCutUntold);
                 break 'ranges;
             }
             events.push(event);
@@ -269,14 +289,14 @@ fn chats(
     rows.retain(|(_, row)| row.role.is_some() || !planted::has(Bug::LeftChatsOmitted));
     let wants = rows.iter().map(|(chat_id, _)| Want::Chat { chat_id: *chat_id, user_id });
     view.ahead(&wants.collect::<Vec<_>>());
-    let mut size = Page { bytes: 0, any: false };
+    let mut size = Page::new(options);
     let mut chats = Vec::with_capacity(rows.len());
     for (chat_id, row) in rows {
         let Some(summary) = summary(view, options, user_id, chat_id, row)? else { continue };
         if let Some(last) = &summary.last
             && !size.takes(last)
         {
-            more = true;
+            more = !planted::has(Bug::PageCutUntold);
             break;
         }
         chats.push(summary);

@@ -5,7 +5,7 @@ use parley_protocol::body::kind;
 use parley_protocol::frame::ChatSummary;
 use parley_protocol::link::{Ask, InboxEntry, Reply};
 use parley_protocol::partition::split_mix_64;
-use parley_protocol::{ChatId, Event, UserId};
+use parley_protocol::{ChatId, Event, UserId, limits};
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -443,7 +443,8 @@ impl Bounds for &Writing {
     }
 }
 
-const OPTIONS: ReadOptions = ReadOptions { inbox_fanout_members_max: 5, sync_backlog_max: 100_000 };
+const OPTIONS: ReadOptions =
+    ReadOptions { inbox_fanout_members_max: 5, sync_backlog_max: 100_000, page_bytes_max: limits::PAGE_BYTES_MAX };
 
 fn heads_of(state: &State, chat_id: ChatId) -> u64 {
     state.chats.get(&chat_id).and_then(|rows| rows.events.last_key_value()).map_or(0, |(seq, _)| *seq)

@@ -36,6 +36,13 @@ pub(crate) struct Parked {
     pub(crate) paused: bool,
 }
 
+impl Parked {
+    /// Bytes that were not acted on.
+    pub(crate) fn waits(&self) -> usize {
+        self.stash.len() - self.at
+    }
+}
+
 /// The busy part of a session. As it is made, it says nothing: whoever has none loses nothing.
 #[derive(Debug, Default)]
 pub(crate) struct Active {

@@ -15,8 +15,6 @@ use parley_protocol::link::{Reply, Target};
 use parley_protocol::{ChatId, ClientMsgId, ErrorCode, OwnState};
 use std::sync::Arc;
 
-/// Users to nudge that are remembered one by one; above it, everybody is nudged.
-const OWED_USERS_MAX: usize = 10_000;
 /// How long a shard waits before it tries again what a full queue refused.
 const OWED_RETRY_MS: u64 = 50;
 /// What clients are told to wait when the storage tier cannot answer.
@@ -213,9 +211,9 @@ impl Shard {
                 owed.others.push_back(fanout);
             }
         }
-        if owed.nudges.len() > OWED_USERS_MAX {
+        if owed.nudges.len() > self.options.owed_users_max && !planted::has(Bug::OwedUnbounded) {
             owed.nudges = Default::default();
-            owed.nudge_all = true;
+            owed.nudge_all = !planted::has(Bug::OwedForgotten);
         }
         if !self.owed_armed {
             self.owed_armed = true;

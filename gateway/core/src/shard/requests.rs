@@ -6,6 +6,7 @@ use super::session::Flag;
 use super::{Out, Shard, Tag};
 use crate::mesh::{HomeAsk, Mesh, Origin};
 use crate::output::{ConnId, Output};
+use crate::planted::{self, Bug};
 use crate::stats::Reason;
 use crate::time::Now;
 use parley_protocol::check::check_envelope;
@@ -115,6 +116,9 @@ impl Shard {
     /// Charges a request to the session's rate, or makes the refusal.
     fn charge(&mut self, now: Now, conn: ConnId, frame: &ClientFrame) -> Result<(), frame::Error> {
         let (per_s, burst) = (self.options.rate_per_s, self.options.rate_burst);
+        if planted::has(Bug::RateIgnored) {
+            return Ok(());
+        }
         let Some(session) = self.conns.session(conn) else { return Ok(()) };
         let active = session.active(conn.slot, &mut self.actives);
         active.rate.take(now.mono_ms, per_s, burst).map_err(|retry_after_ms| frame::Error {

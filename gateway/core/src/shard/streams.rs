@@ -19,11 +19,9 @@ use std::sync::Arc;
 
 /// Frames up to this size are copied for each receiver; larger ones are shared by reference.
 const COPY_BYTES_MAX: usize = 1024;
-/// Frames beside the stream wait so long for one to travel with, and are dropped above so many bytes.
+/// Frames beside the stream wait so long for one to travel with.
 const BESIDE_WAIT_MS: u64 = 200;
-const BESIDE_BYTES_MAX: usize = 16 << 10;
-/// Sessions looked at in one step of a nudge to everybody, and the pause between steps.
-const NUDGE_STEP_SESSIONS: u32 = 256;
+/// The pause between steps of a nudge to everybody.
 const NUDGE_STEP_MS: u64 = 16;
 
 impl Shard {
@@ -259,9 +257,10 @@ impl Shard {
     /// costs as much as a message; alone it leaves after a moment.
     pub(super) fn send_beside(&mut self, now: Now, conn: ConnId, fan: &Arc<Fan>) {
         let outbox_max = self.options.outbox_bytes_max;
+        let beside_max = if planted::has(Bug::BesideUnbounded) { usize::MAX } else { self.options.beside_bytes_max };
         let Some(session) = self.conns.session(conn) else { return };
         let waits = session.busy().map_or(0, |active| active.beside.len());
-        let full = session.queued as usize >= outbox_max || waits >= BESIDE_BYTES_MAX;
+        let full = session.queued as usize >= outbox_max || waits >= beside_max;
         if session.is(Flag::Closing) || session.is(Flag::Acting) || full {
             return;
         }
@@ -388,7 +387,7 @@ impl Shard {
 
     pub(super) fn walk_nudges(&mut self, now: Now) {
         let Some(from) = self.nudge_walk else { return };
-        let end = (from + NUDGE_STEP_SESSIONS).min(self.conns.len());
+        let end = from.saturating_add(self.options.nudge_step_sessions.max(1)).min(self.conns.len());
         for slot in from..end {
             if let Some(conn) = self.conns.conn_at(slot) {
                 self.want_read(conn);

@@ -420,10 +420,7 @@ impl World {
             Action::Store(op, request) => self.model.submit(op, request),
             Action::Send { link, record } => self.answer_gateway(link, &record),
             Action::Read { link, no, ask } => {
-                let options = ReadOptions {
-                    inbox_fanout_members_max: self.writer_options.inbox_fanout_members_max,
-                    sync_backlog_max: self.writer_options.sync_backlog_max,
-                };
+                let options = ReadOptions::from(&self.writer_options);
                 let reply = reads::answer(&self.model.state, &options, &ask);
                 self.answer_gateway(link, &ToGateway::Answer(Answer { no, reply }));
             }

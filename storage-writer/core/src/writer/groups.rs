@@ -85,7 +85,9 @@ impl Writer {
             return true;
         }
         let full = |gathering: &Gathering, writer: &Writer| {
-            gathering.commands >= writer.options.batch_commands_max || gathering.bytes >= writer.options.batch_bytes_max
+            let bytes_max = writer.options.batch_bytes_max;
+            let bytes_full = gathering.bytes >= bytes_max && !planted::has(Bug::BatchBytesIgnored);
+            gathering.commands >= writer.options.batch_commands_max || bytes_full
         };
         if full(&self.gathering, self) && self.flights.len() < self.options.commits_in_flight_max {
             self.seal();

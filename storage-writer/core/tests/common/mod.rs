@@ -245,10 +245,7 @@ impl<S: Engine> World<S> {
     }
 
     pub fn read(&self, ask: &Ask) -> Reply {
-        let options = ReadOptions {
-            inbox_fanout_members_max: self.options.inbox_fanout_members_max,
-            sync_backlog_max: self.options.sync_backlog_max,
-        };
+        let options = ReadOptions::from(&self.options);
         answer(self.store.shown(), &options, ask)
     }
 

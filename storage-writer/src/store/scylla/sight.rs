@@ -114,7 +114,7 @@ mod tests {
     }
 
     fn ask(rows: &Asked, flying: &Flying) -> Reply {
-        let options = ReadOptions { inbox_fanout_members_max: 10, sync_backlog_max: 100 };
+        let options = ReadOptions { inbox_fanout_members_max: 10, sync_backlog_max: 100, page_bytes_max: 1 << 16 };
         inside_the_lease(rows, flying, &options, &Ask::Inbox { user_id: UserId(1), after: 0, limit: 10 })
     }
 
