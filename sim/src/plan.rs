@@ -316,6 +316,7 @@ impl Plan {
             work_keys_max: if tiny { 4 } else { 64 },
             work_age_ms: if tiny { 50 } else { 500 },
             chats_known_max: if tiny { 3 } else { 60 },
+            names_known_max: if tiny { 30 } else { 2_000 },
         }
     }
 

@@ -132,7 +132,7 @@ impl WriterArgs {
         let mut rig = Rig::new(&keyspace.0, people, stop.clone())?;
         let mut report = Report::default();
         let lone = count(&mut rig, 1)?;
-        let sixteen = count_sixteen(&mut rig, &lone)?;
+        let sixteen = count_sixteen(&mut rig)?;
         (report.requests_per_lone_message, report.lone_by_kind) = each(lone, COUNTED);
         (report.requests_per_message_of_16, report.of_16_by_kind) = each(sixteen, COUNTED * SIXTEEN);
         let (lone, sixteen) = (report.requests_per_lone_message, report.requests_per_message_of_16);
@@ -229,15 +229,11 @@ fn count(rig: &mut Rig, at_once: usize) -> Result<Kinds, String> {
     ])
 }
 
-/// The same for appends of 16 alone. Of 17 messages that come together the first is an append by itself, and the
-/// others gather behind it; so what a lone one costs is taken off.
-fn count_sixteen(rig: &mut Rig, lone: &Kinds) -> Result<Kinds, String> {
-    let mut kinds = count(rig, SIXTEEN + 1)?;
-    if kinds[0].1 != 2 * COUNTED as u64 {
-        return Err(format!("{COUNTED} times 17 messages made {} appends, not two each", kinds[0].1));
-    }
-    for ((_, count), (_, lone)) in kinds.iter_mut().zip(lone) {
-        *count = count.saturating_sub(*lone);
+/// The same for 16 that come together, which are one append.
+fn count_sixteen(rig: &mut Rig) -> Result<Kinds, String> {
+    let kinds = count(rig, SIXTEEN)?;
+    if kinds[0].1 != COUNTED as u64 {
+        return Err(format!("{COUNTED} times {SIXTEEN} messages made {} appends", kinds[0].1));
     }
     Ok(kinds)
 }

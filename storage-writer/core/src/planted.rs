@@ -84,6 +84,9 @@ bugs! {
     /// Rule 2: whether the sender is a member is asked before the command is looked up. Makes: who was removed meanwhile
     /// is told that what was done never will be. Seen by: a retry gets the first answer.
     RetryJudgedFirst = 2,
+    /// Rule 2: on a cluster, the names of a chat that were read once are taken for all, and what is submitted later is not
+    /// added. Makes: a command that is sent again is done again. Seen by: every `Sent` event is in the log exactly once.
+    KnownNamesMissed = 2,
     /// Rule 3: targets are the members before the event. Makes: who joins has no entry of it; so the device never
     /// learns of the chat. Seen by: the inbox holds what the log, replayed, gives its user.
     TargetsBeforeEvent = 3,

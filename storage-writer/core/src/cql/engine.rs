@@ -13,6 +13,7 @@ mod chats;
 mod flight;
 mod inboxes;
 mod invariants;
+mod known;
 mod loads;
 mod marks;
 mod names;
@@ -36,6 +37,7 @@ use chats::ChatLane;
 use flight::{Facts, Touched};
 use hashbrown::HashMap;
 use inboxes::InboxLane;
+use known::{KnownNames, ScanId};
 use loads::Loads;
 use marks::MarkLane;
 use names::{NamesKey, NamesLane};
@@ -68,6 +70,9 @@ pub struct EngineOptions {
     pub work_age_ms: u64,
     /// Chats of which is remembered how long they are, and where their checkpoints lie.
     pub chats_known_max: usize,
+    /// Names of commands of which is remembered that they were used, 9 to 18 bytes each: chats of which all are known
+    /// need no request for a new one.
+    pub names_known_max: usize,
 }
 
 impl Default for EngineOptions {
@@ -82,6 +87,7 @@ impl Default for EngineOptions {
             work_keys_max: 4_096,
             work_age_ms: 30_000,
             chats_known_max: 400_000,
+            names_known_max: 2_000_000,
         }
     }
 }
@@ -147,6 +153,8 @@ enum Owner {
     Load(u64),
     /// Names of commands in one partition.
     Names(NamesKey),
+    /// All names of a chat, for a load.
+    Scan(u64, ChatId, ScanId),
     /// A part of the recovery.
     Recover(recover::Part),
 }
@@ -191,6 +199,7 @@ pub struct Engine {
     touched: Touched,
     in_flight: Arc<Mutex<InFlight>>,
     facts: Facts,
+    known_names: KnownNames,
 
     loads: Loads,
     names: HashMap<NamesKey, NamesLane>,
@@ -207,6 +216,7 @@ impl Engine {
             requests: Requests::new(&options, seed),
             work: Work::new(options.work_keys_max, options.work_age_ms),
             facts: Facts::new(&options),
+            known_names: KnownNames::new(options.names_known_max),
             options,
             epoch,
             now_ms: 0,
@@ -381,6 +391,7 @@ impl Engine {
             Owner::Account(user_id) => self.account_stands(user_id),
             Owner::Load(load) => self.load_read(load, statement, rows),
             Owner::Names(key) => self.names_read(key, &rows),
+            Owner::Scan(load, chat_id, scan) => self.names_scanned(load, chat_id, scan, &rows),
             Owner::Recover(part) => self.recover_read(part, Some(rows)),
         }
     }
@@ -390,6 +401,10 @@ impl Engine {
         match owner {
             Owner::Load(load) => self.load_damaged(load, why),
             Owner::Names(key) => self.names_damaged(key, &why),
+            Owner::Scan(load, chat_id, _) => {
+                self.known_names.forget(chat_id);
+                self.load_damaged(load, why);
+            }
             Owner::Recover(part) => self.recovery_damaged(part, why),
             // Without knowing where the older checkpoint lies none can be written, nor can the group go on.
             owner => self.break_off(format!("{owner:?}: {why}")),

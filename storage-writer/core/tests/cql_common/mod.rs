@@ -30,6 +30,7 @@ pub fn options() -> EngineOptions {
         work_keys_max: 6,
         work_age_ms: 300,
         chats_known_max: 3,
+        names_known_max: 20,
         ..EngineOptions::default()
     }
 }

@@ -12,6 +12,7 @@ impl Engine {
     pub fn check_invariants(&self) {
         self.requests.check_invariants();
         self.facts.check_invariants();
+        self.known_names.check_invariants();
         self.work.check_invariants();
         if !matches!(self.phase, Phase::Recovering | Phase::Serving) {
             assert!(

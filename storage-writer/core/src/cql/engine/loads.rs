@@ -207,6 +207,8 @@ impl Engine {
         let head = if chat_id.0 == 0 { Some(1) } else { self.facts.head(chat_id) };
         match head {
             Some(0) => None,
+            Some(_) if self.known_names.is_unused(&name) => None,
+            Some(head) if self.scan_names(load, chat_id, head) => Some(State::Find { name, left: 1, found: None }),
             Some(head) => {
                 let left = self.look_up(load, &name, head);
                 Some(State::Find { name, left, found: None })
@@ -422,6 +424,14 @@ impl Engine {
         let left = self.look_up(id, &name, head_max);
         if let Some(load) = self.loads.all.get_mut(&id) {
             load.state = State::Find { name, left, found: None };
+        }
+    }
+
+    /// What a look-up looks for.
+    pub(super) fn name_of(&self, id: u64) -> Option<CommandName> {
+        match self.loads.all.get(&id)?.state {
+            State::Find { name, .. } => Some(name),
+            _ => None,
         }
     }
 

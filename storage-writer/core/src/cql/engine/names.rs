@@ -1,9 +1,10 @@
 //! Look-ups of commands by name. Those that wait for the same partition share a request.
 
+use super::known::ScanId;
 use super::{Engine, Owner};
-use crate::cql::rows::{LEVEL_CREATIONS, Read, Row, command_bucket, command_level};
+use crate::cql::rows::{LEVEL_CREATIONS, Partition, Read, Row, command_bucket, command_level};
 use crate::store::{CommandName, CommandRow};
-use parley_protocol::{ClientMsgId, UserId};
+use parley_protocol::{ChatId, ClientMsgId, UserId};
 use std::collections::VecDeque;
 
 /// Names in one read.
@@ -23,6 +24,33 @@ pub(super) struct NamesLane {
 }
 
 impl Engine {
+    /// Reads all names of a chat for a look-up in it, if that pays. They lie in one partition as long as the chat has
+    /// one level.
+    pub(super) fn scan_names(&mut self, load: u64, chat_id: ChatId, head: u64) -> bool {
+        if chat_id.0 == 0 || command_level(head) > 0 {
+            return false;
+        }
+        let Some(scan) = self.known_names.begin_scan(chat_id, head) else { return false };
+        for name in self.touched.names.keys().filter(|name| name.chat_id == chat_id) {
+            self.known_names.enter(name);
+        }
+        let partition = Partition::Commands { scope: chat_id.0, level: 0, bucket: 0 };
+        self.read(Read::All(partition), Owner::Scan(load, chat_id, scan));
+        true
+    }
+
+    pub(super) fn names_scanned(&mut self, load: u64, chat_id: ChatId, scan: ScanId, rows: &[Row]) {
+        let found = || {
+            rows.iter().filter_map(|row| match row {
+                Row::Command(row) => Some(row),
+                _ => None,
+            })
+        };
+        self.known_names.scanned(chat_id, scan, found().map(|row| &row.name));
+        let wanted = self.name_of(load);
+        self.name_read(load, found().find(|row| Some(row.name) == wanted).copied());
+    }
+
     /// Starts a look-up; gives the number of partitions that will answer. `head_max` is not below the chat's head.
     pub(super) fn look_up(&mut self, load: u64, name: &CommandName, head_max: u64) -> usize {
         let keys: Vec<NamesKey> = if name.chat_id.0 == 0 {

@@ -271,6 +271,7 @@ impl Engine {
         keys.users.extend(plan.users.iter().map(|user| user.user_id));
         keys.chats.extend(plan.marks.iter().map(|mark| mark.chat_id));
         keys.uniques.extend(plan.uniques.iter().map(|(key, _)| key.clone()));
+        keys.names.iter().for_each(|name| self.known_names.enter(name));
         self.touched.enter(no, &keys);
         self.flights.get_mut(&no).expect("the caller put it there").keys = keys;
     }

@@ -71,9 +71,10 @@ impl Work {
     /// Makes the next free list current, if it is time; `last_no` is the newest group that was submitted.
     pub(super) fn rotate_if_due(&mut self, now_ms: u64, last_no: u64) {
         let slot = &self.slots[usize::from(self.current)];
-        // An old list is deleted before there is one more: at rest two hold something at the most.
+        // An old list is outlived and deleted before age makes one more: at rest two hold something, and a third only where
+        // a list was full while the groups of the one before were under way.
         let aged = now_ms >= slot.since_ms.saturating_add(self.age_ms);
-        let rests = self.slots.iter().any(|slot| slot.state == State::Outlived);
+        let rests = self.slots.iter().any(|slot| matches!(slot.state, State::Retired { .. } | State::Outlived));
         let due = slot.keys.len() >= self.keys_max || aged && !rests;
         if slot.keys.is_empty() || !due {
             return;
