@@ -240,6 +240,7 @@ impl DirectArgs {
             driver,
             probes,
             stop,
+            watch: None,
         })
     }
 

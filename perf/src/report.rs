@@ -61,7 +61,7 @@ pub(crate) struct Measures {
     pub(crate) recent: Histogram<u64>,
 }
 
-fn micros(from_ns: u64, to_ns: u64) -> u64 {
+pub(crate) fn micros(from_ns: u64, to_ns: u64) -> u64 {
     (to_ns.saturating_sub(from_ns) / 1_000).max(1)
 }
 
@@ -235,11 +235,6 @@ impl Report {
             receipts: extra.receipts,
             history_missing: extra.history_missing,
         }
-    }
-
-    /// Median and 99th percentile of the time from when a message was to be sent to its delivery.
-    pub(crate) fn latency_ms(&self) -> (f64, f64) {
-        (self.latency_ms_p50, self.latency_ms_p99)
     }
 
     /// The broken promises, in words; empty when all were kept.

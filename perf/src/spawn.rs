@@ -45,6 +45,8 @@ pub(crate) struct Servers {
     pub(crate) driver: String,
     /// The storage-writer's admin endpoint, if it is asked for its requests.
     cluster: Option<SocketAddr>,
+    /// The gateway's admin endpoint.
+    pub(crate) gateway_admin: SocketAddr,
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -102,8 +104,9 @@ impl Servers {
         }
         let (gateway, said) = Server::start(program, "gateway", &gateway_args, environment, &data)?;
         let url = find_url(&said).ok_or_else(|| format!("the gateway's ready line has no ws:// address: {said:?}"))?;
+        let gateway_admin = find_admin(&said).ok_or("the gateway did not say where its metrics are")?;
         let driver = find_driver(&said).unwrap_or(&options.driver).to_owned();
-        Ok(Self { gateway, writer, data, url, driver, cluster, _directory: directory })
+        Ok(Self { gateway, writer, data, url, driver, cluster, gateway_admin, _directory: directory })
     }
 }
 

@@ -3,7 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{Signer, SigningKey};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::Path;
 
 /// What the gateway takes on loopback under the development key.
@@ -16,7 +16,20 @@ const TTL_S: u64 = 24 * 3_600;
 #[derive(Clone)]
 pub(crate) struct Tokens {
     key: SigningKey,
-    header: String,
+    header: Value,
+}
+
+/// What a token for a name says.
+pub(crate) fn claims(name: &str, expires_unix_s: u64) -> Value {
+    json!({
+        "iss": ISSUER, "aud": AUDIENCE, "sub": name, "preferred_username": name, "exp": expires_unix_s,
+    })
+}
+
+/// The first two parts of a token, over which the third one goes.
+pub(crate) fn unsigned(header: &Value, claims: &Value) -> String {
+    let part = |value: &Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}", part(header), part(claims))
 }
 
 #[derive(serde::Deserialize)]
@@ -43,19 +56,30 @@ impl Tokens {
     }
 
     pub(crate) fn new(seed: &[u8; 32], kid: &str) -> Self {
-        let header = json!({ "typ": "JWT", "alg": "EdDSA", "kid": kid }).to_string();
-        Self { key: SigningKey::from_bytes(seed), header: URL_SAFE_NO_PAD.encode(header) }
+        let header = json!({ "typ": "JWT", "alg": "EdDSA", "kid": kid });
+        Self { key: SigningKey::from_bytes(seed), header }
     }
 
     /// A token for a name (RFC 7519, RFC 8037).
     pub(crate) fn sign(&self, name: &str, now_unix_s: u64) -> String {
-        let claims = json!({
-            "iss": ISSUER, "aud": AUDIENCE, "sub": name, "preferred_username": name,
-            "iat": now_unix_s, "exp": now_unix_s + TTL_S,
-        });
-        let signed = format!("{}.{}", self.header, URL_SAFE_NO_PAD.encode(claims.to_string()));
+        self.signed(&self.header, &claims(name, now_unix_s + TTL_S))
+    }
+
+    /// A token of any contents, under the development key.
+    pub(crate) fn signed(&self, header: &Value, claims: &Value) -> String {
+        let signed = unsigned(header, claims);
         let signature = self.key.sign(signed.as_bytes()).to_bytes();
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
+    }
+
+    /// The header of a good token.
+    pub(crate) fn header(&self) -> &Value {
+        &self.header
+    }
+
+    /// The half of the key that anybody may know.
+    pub(crate) fn public(&self) -> [u8; 32] {
+        self.key.verifying_key().to_bytes()
     }
 }
 

@@ -5,8 +5,11 @@ mod run;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod watch;
 
+pub(crate) use crate::report::Report;
 pub(crate) use run::{Loop, Settings, run};
+pub(crate) use watch::{Stretch, Watch};
 
 use crate::frames::{Encoder, Incoming, read};
 use crate::ledger::{Ledger, Step};
@@ -16,6 +19,7 @@ use crate::schedule::Schedule;
 use parley_protocol::wire::Encoding;
 use parley_protocol::{ChatId, ClientMsgId, ErrorCode, UserId};
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 /// Messages written per turn at most, so that reading goes on when the generator is late.
 const SENDS_PER_TURN_MAX: usize = 4_096;
@@ -80,6 +84,7 @@ pub(crate) struct Direct<'a> {
     sending: bool,
     pub(crate) ledger: Ledger,
     pub(crate) measures: Measures,
+    watch: Option<Arc<Watch>>,
     pub(crate) refusals: HashMap<ErrorCode, u64>,
     pub(crate) disconnected: u64,
     pub(crate) marks_sent: u64,
@@ -124,6 +129,7 @@ impl<'a> Direct<'a> {
             idle_scan_ns: 0,
             sending: true,
             measures,
+            watch: settings.watch.clone(),
             refusals: HashMap::new(),
             disconnected: 0,
             marks_sent: 0,
@@ -181,6 +187,7 @@ impl<'a> Direct<'a> {
         // A message that a closed connection owes counts as offered and stays unanswered.
         let index = self.ledger.sent(sender, scheduled_ns);
         self.measures.sent(scheduled_ns, now_ns);
+        self.watch.iter().for_each(|watch| watch.sent(scheduled_ns));
         let device = self.devices[sender as usize];
         let Some(out) = wires.out(sender) else { return };
         let name = ClientMsgId(u128::from(self.run) << 64 | u128::from(index));
@@ -241,6 +248,7 @@ impl<'a> Direct<'a> {
         let Some(index) = self.index(name) else { return };
         let Step::First { sender, sent_at_ns, complete } = self.ledger.received(conn, index, seq) else { return };
         self.measures.delivered(sent_at_ns, now_ns);
+        self.watch.iter().for_each(|watch| watch.delivered(sent_at_ns, now_ns));
         if complete {
             self.complete(sender, now_ns);
         }

@@ -1,6 +1,6 @@
 //! One run from the first connect to the report: log in, warm up, measure, drain, compare.
 
-use super::{Direct, Load, MarkOptions, verify::verify};
+use super::{Direct, Load, MarkOptions, Watch, verify::verify};
 use crate::cpu::{Meter, Probes};
 use crate::frames::Encoder;
 use crate::login::{self, login};
@@ -9,6 +9,7 @@ use crate::report::{Cost, Extra, Measures, Report, Window, percentile_ms};
 use crate::schedule::Schedule;
 use crate::tokens::Tokens;
 use parley_protocol::wire::Encoding;
+use std::sync::Arc;
 use std::time::Duration;
 
 const SECOND_NS: u64 = 1_000_000_000;
@@ -47,11 +48,13 @@ pub(crate) struct Settings {
     pub(crate) driver: String,
     pub(crate) probes: Probes,
     pub(crate) stop: Stop,
+    /// Who looks on from another thread, and may end the run before its time. It prints no progress then.
+    pub(crate) watch: Option<Arc<Watch>>,
 }
 
 /// Runs it, and says what came out.
 pub(crate) fn run(settings: &Settings, tokens: &Tokens) -> Result<Report, String> {
-    let clock = Clock::start();
+    let clock = settings.watch.as_ref().map_or_else(Clock::start, |watch| watch.clock);
     let mut net = Net::new(clock, settings.url.clone(), settings.encoding, settings.stop.clone())
         .map_err(|error| error.to_string())?;
     let encoder = Encoder::new(settings.encoding, settings.payload_bytes, MASK);
@@ -106,7 +109,7 @@ pub(crate) fn run(settings: &Settings, tokens: &Tokens) -> Result<Report, String
 
 /// The loop: send what is due, serve what is ready, wait for the earlier of both. Ends when all that was sent is
 /// settled, or the drain time is over.
-fn drive(net: &mut Net, direct: &mut Direct<'_>, settings: &Settings, end_ns: u64) -> Result<Cost, String> {
+fn drive(net: &mut Net, direct: &mut Direct<'_>, settings: &Settings, mut end_ns: u64) -> Result<Cost, String> {
     let io = |error: std::io::Error| error.to_string();
     let mut meter = Meter::new(settings.probes, direct.measures.window);
     let mut progress = Progress::new(net.clock.now_ns());
@@ -114,7 +117,11 @@ fn drive(net: &mut Net, direct: &mut Direct<'_>, settings: &Settings, end_ns: u6
     loop {
         let now_ns = net.clock.now_ns();
         meter.tick(now_ns)?;
-        progress.tick(now_ns, direct);
+        match &settings.watch {
+            Some(watch) if !stopped && watch.is_ended() => end_ns = now_ns.min(end_ns),
+            Some(_) => {}
+            None => progress.tick(now_ns, direct),
+        }
         if now_ns >= end_ns && !stopped {
             // Messages whose time came just before the end, and was noticed after it, still go out.
             direct.tick(now_ns, &mut net.wires);
@@ -127,7 +134,7 @@ fn drive(net: &mut Net, direct: &mut Direct<'_>, settings: &Settings, end_ns: u6
         if stopped && (direct.ledger.open() == 0 || now_ns >= end_ns + settings.drain_ns) {
             // A little longer, for duplicates, which would come late.
             linger(net, direct, now_ns + SECOND_NS / 5).map_err(io)?;
-            return meter.finish();
+            return if settings.watch.is_some() { Ok(Cost::default()) } else { meter.finish() };
         }
         direct.tick(now_ns, &mut net.wires);
         let ready = net.turn(direct).map_err(io)?;

@@ -31,6 +31,7 @@ fn settings(address: std::net::SocketAddr, load: Loop, encoding: Encoding) -> Se
         driver: "none".to_owned(),
         probes: Probes::default(),
         stop: Stop::default(),
+        watch: None,
     }
 }
 

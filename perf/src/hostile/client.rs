@@ -1,13 +1,12 @@
 //! A blocking connection for attackers: it upgrades, logs in, and then does what no honest client does.
 
-use crate::frames::{Encoder, Incoming, read};
+use crate::frames::Encoder;
 use crate::net::Url;
 use crate::net::frame::{self, Op};
-use crate::tokens::Tokens;
-use parley_protocol::frame::Hello;
+use parley_protocol::frame::{Hello, Welcome};
 use parley_protocol::limits::PROTOCOL_VERSION;
-use parley_protocol::wire::Encoding;
-use parley_protocol::{ClientFrame, DeviceId, UserId};
+use parley_protocol::wire::{Encoding, decode_server_frame};
+use parley_protocol::{ClientFrame, DeviceId, ServerFrame};
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -39,14 +38,14 @@ impl Client {
         Ok(Self { stream, input: Vec::new() })
     }
 
-    pub(crate) fn upgrade_request(url: &Url) -> String {
-        url.upgrade(KEY, Encoding::Rkyv.subprotocol())
+    pub(crate) fn upgrade_request(url: &Url, encoding: Encoding) -> String {
+        url.upgrade(KEY, encoding.subprotocol())
     }
 
     /// Connects and opens the WebSocket.
-    pub(crate) fn upgraded(url: &Url) -> Result<Self, String> {
+    pub(crate) fn upgraded(url: &Url, encoding: Encoding) -> Result<Self, String> {
         let mut client = Self::connect(url)?;
-        client.send(Self::upgrade_request(url).as_bytes())?;
+        client.send(Self::upgrade_request(url, encoding).as_bytes())?;
         loop {
             if let Some(end) = client.input.windows(4).position(|window| window == b"\r\n\r\n") {
                 if !client.input.starts_with(b"HTTP/1.1 101") {
@@ -61,25 +60,34 @@ impl Client {
         }
     }
 
-    /// Logs in under a name; the id of the user.
-    pub(crate) fn seated(url: &Url, tokens: &Tokens, encoder: &Encoder, name: &str) -> Result<(Self, UserId), String> {
-        let mut client = Self::upgraded(url)?;
-        client.send(&hello(encoder, tokens.sign(name, now_unix_s()), device()?))?;
+    /// Logs in on rkyv with this framed `Hello`.
+    pub(crate) fn seated(url: &Url, hello: &[u8]) -> Result<(Self, Welcome), String> {
+        let mut client = Self::upgraded(url, Encoding::Rkyv)?;
+        client.send(hello)?;
         loop {
-            while let Some(found) = frame::parse(&client.input)? {
+            if let ServerFrame::Welcome(welcome) = client.next()? {
+                return Ok((client, welcome));
+            }
+        }
+    }
+
+    /// The next frame on rkyv; an error at the end of the connection.
+    pub(crate) fn next(&mut self) -> Result<ServerFrame, String> {
+        loop {
+            while let Some(found) = frame::parse(&self.input)? {
                 let incoming = match found.op {
-                    Op::Binary => Some(read(Encoding::Rkyv, found.payload)?),
-                    Op::Close => return Err(format!("the login of {name} was refused: {:?}", found.payload)),
+                    Op::Binary => Some(decode_server_frame(Encoding::Rkyv, found.payload).map_err(|e| e.to_string())?),
+                    Op::Close => return Err(format!("closed with {:?}", found.payload)),
                     _ => None,
                 };
                 let used = found.bytes;
-                client.input.drain(..used);
-                if let Some(Incoming::Welcome { user_id }) = incoming {
-                    return Ok((client, user_id));
+                self.input.drain(..used);
+                if let Some(incoming) = incoming {
+                    return Ok(incoming);
                 }
             }
-            if !client.fill()? {
-                return Err(format!("the server hung up on {name}"));
+            if !self.fill()? {
+                return Err("the server hung up".to_owned());
             }
         }
     }
@@ -92,6 +100,11 @@ impl Client {
     /// From now on nothing waits.
     pub(crate) fn nonblocking(&self) -> Result<(), String> {
         self.stream.set_nonblocking(true).map_err(text)
+    }
+
+    /// From now on everything waits, for so long at the most.
+    pub(crate) fn blocking(&self, patience: Duration) -> Result<(), String> {
+        self.stream.set_read_timeout(Some(patience)).and_then(|()| self.stream.set_nonblocking(false)).map_err(text)
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) -> Result<(), String> {
@@ -126,6 +139,23 @@ impl Client {
         }
     }
 
+    /// Keeps what came, without waiting; true once the connection is over.
+    pub(crate) fn is_over(&mut self) -> bool {
+        let mut buffer = [0; 4096];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(count) => self.input.extend_from_slice(&buffer[..count]),
+                Err(error) => return error.kind() != ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// What came and was not used.
+    pub(crate) fn words(&self) -> &[u8] {
+        &self.input
+    }
+
     /// Reads until the server ends the connection; what it said.
     pub(crate) fn last_words(mut self) -> Result<Vec<u8>, String> {
         loop {
@@ -144,20 +174,17 @@ pub(crate) fn now_unix_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// A device that nobody has.
-pub(crate) fn device() -> Result<DeviceId, String> {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).map_err(|error| format!("no randomness: {error}"))?;
-    Ok(DeviceId(u128::from_le_bytes(bytes)))
+pub(crate) fn now_unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
-/// A framed `Hello`.
-pub(crate) fn hello(encoder: &Encoder, token: String, device_id: DeviceId) -> Vec<u8> {
+/// A framed `Hello` with a token, or else a ticket.
+pub(crate) fn hello(encoder: &Encoder, token: Option<String>, resume: Option<String>, device_id: DeviceId) -> Vec<u8> {
     let hello = Hello {
         version: PROTOCOL_VERSION,
         device_id,
-        token: Some(token),
-        resume: None,
+        token,
+        resume,
         mark: None,
         kinds_known: Vec::new(),
         client: concat!("parley-perf/", env!("CARGO_PKG_VERSION")).to_owned(),

@@ -1,51 +1,76 @@
-//! The scenario `hostile`: an honest open loop, measured alone and beside each attack in turn, so that a table says what
-//! one client can do to the others. Every attack stands between two runs without one, and is compared with those.
+//! The scenario `hostile`: an honest open loop that runs all the time, measured alone and beside each attack in turn,
+//! so that a table says what one client can do to the others. The attacks are next door.
 
 pub(crate) mod args;
 mod attacks;
+mod cast;
 mod client;
-
-pub(crate) use attacks::{Kind, Strength};
+mod preset;
+mod table;
 
 use crate::cpu::Probe;
-use crate::direct;
-use crate::net::Url;
+use crate::direct::{self, Stretch, Watch};
+use crate::report::percentile_ms;
 use crate::tokens::Tokens;
-use attacks::Attack;
+use attacks::{Attack, prove};
+use cast::{Cast, Strength};
 use serde::Serialize;
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::Duration;
+use table::Row;
+
+/// From the start of an attack to its half, and from its end to the next half.
+const SETTLE: Duration = Duration::from_millis(250);
+/// How long the messages of a half may take to arrive after its end.
+const LATE_NS: u64 = 15_000_000_000;
+const LOOK: Duration = Duration::from_millis(5);
 
 /// What is compared.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Settings {
-    /// The honest load; every run of it gets a number of its own.
+    /// The honest load.
     pub(crate) honest: direct::Settings,
-    pub(crate) kinds: Vec<Kind>,
+    /// Its messages a second.
+    pub(crate) rate: u64,
+    /// Length of a half.
+    pub(crate) half_ns: u64,
+    pub(crate) rows: Vec<&'static Row>,
     pub(crate) strength: Strength,
+    /// Longer than the server's times for those that it refuses in time.
+    pub(crate) patience: Duration,
+    /// Where it counts what it refuses.
+    pub(crate) admin: SocketAddr,
     /// How often the whole round of attacks is repeated.
     pub(crate) rounds: u32,
 }
 
-/// One run.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// One attack in one round.
+#[derive(Clone, Copy, Debug)]
 struct Sample {
-    p50_ms: f64,
-    p99_ms: f64,
+    alone_p99_ms: f64,
+    beside_p99_ms: f64,
     /// Attacks a second that were carried out, in the attack's own unit.
     attacks_per_s: f64,
     /// Resident memory of the gateway after it.
     gateway_mib: Option<f64>,
 }
 
-/// An attack beside the runs around it.
+/// An attack, medians over the rounds.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Line {
-    attack: Kind,
+    attack: &'static str,
     unit: &'static str,
     attacks_per_s: f64,
     alone_p99_ms: f64,
     beside_p99_ms: f64,
-    /// Of the medians above.
+    /// The median of the rounds' ratios, not the ratio of the medians above: what drifts between rounds drops out.
     ratio: f64,
+    /// The largest of the rounds' ratios.
+    ratio_max: f64,
     gateway_mib: Option<f64>,
 }
 
@@ -54,7 +79,10 @@ pub(crate) struct Line {
 pub(crate) struct Report {
     rate: u64,
     connections: u32,
+    /// Of a half.
     seconds: f64,
+    /// Honest messages of a half.
+    samples: u64,
     rounds: u32,
     driver: String,
     lines: Vec<Line>,
@@ -62,53 +90,146 @@ pub(crate) struct Report {
     pub(crate) broken: Vec<String>,
 }
 
+/// The honest load in a thread of its own.
+struct Honest {
+    watch: Arc<Watch>,
+    thread: JoinHandle<Result<direct::Report, String>>,
+}
+
 /// Runs all of it.
 pub(crate) fn run(settings: &Settings, tokens: &Tokens) -> Result<Report, String> {
-    let mut broken = Vec::new();
-    let mut samples: Vec<Vec<(Sample, Sample)>> = vec![Vec::new(); settings.kinds.len()];
-    let mut before = measure(settings, tokens, None, &mut broken)?;
-    for round in 1..=settings.rounds {
-        for (kind, samples) in settings.kinds.iter().zip(&mut samples) {
-            eprintln!("round {round} of {}: beside {}", settings.rounds, kind.what());
-            let beside = measure(settings, tokens, Some(*kind), &mut broken)?;
-            eprintln!("round {round} of {}: alone", settings.rounds);
-            let after = measure(settings, tokens, None, &mut broken)?;
-            let p99_ms = (before.p99_ms + after.p99_ms) / 2.0;
-            samples.push((Sample { p99_ms, ..after }, beside));
-            before = after;
-        }
-    }
-    let lines = settings.kinds.iter().zip(&samples).map(|(kind, samples)| line(*kind, samples)).collect();
+    // As a set: an attack that goes wrong does so in every round.
+    let mut broken = BTreeSet::new();
+    eprintln!("each attack once, until it is refused");
+    let cast = Arc::new(Cast::new(settings, tokens)?);
+    broken.extend(prove_all(&settings.rows, &cast));
+    let honest = Honest::start(settings, tokens)?;
+    std::thread::sleep(Duration::from_nanos(settings.honest.warmup_ns));
+    let measured = rounds(settings, &cast, &honest, &mut broken);
+    // In this order: a run that ended by itself says why.
+    let report = honest.end()?;
+    let samples = measured?;
+    broken.extend(report.broken().into_iter().map(|what| format!("honest clients: {what}")));
     Ok(Report {
-        rate: settings.strength.honest_rate,
+        rate: settings.rate,
         connections: settings.honest.users,
-        seconds: settings.honest.measured_ns as f64 / 1e9,
+        seconds: settings.half_ns as f64 / 1e9,
+        samples: settings.expected(),
         rounds: settings.rounds,
         driver: settings.honest.driver.clone(),
-        lines,
-        broken,
+        lines: settings.rows.iter().zip(&samples).map(|(row, samples)| line(row, samples)).collect(),
+        broken: broken.into_iter().collect(),
     })
 }
 
-/// One run of the honest load, with an attack around all of it or without.
-fn measure(
+/// What was not refused as it should.
+fn prove_all(rows: &[&'static Row], cast: &Arc<Cast>) -> Vec<String> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = rows.iter().map(|&row| (row, scope.spawn(move || prove(row, cast)))).collect();
+        let outcome = |(row, thread): (&Row, std::thread::ScopedJoinHandle<'_, Result<(), String>>)| {
+            let outcome = thread.join().unwrap_or_else(|_| Err("the attacker panicked".to_owned()));
+            outcome.err().map(|error| told(row, &error))
+        };
+        threads.into_iter().filter_map(outcome).collect()
+    })
+}
+
+fn told(row: &Row, error: &str) -> String {
+    let broken = format!("{} ({}): {error}", row.name, row.what);
+    eprintln!("broken: {broken}");
+    broken
+}
+
+fn rounds(
     settings: &Settings,
-    tokens: &Tokens,
-    kind: Option<Kind>,
-    broken: &mut Vec<String>,
-) -> Result<Sample, String> {
-    let mut number = [0; 8];
-    getrandom::fill(&mut number).map_err(|error| format!("no randomness: {error}"))?;
-    let honest = direct::Settings { run: u64::from_le_bytes(number), ..settings.honest.clone() };
-    let url: &Url = &honest.url;
-    let attack = kind.map(|kind| Attack::start(kind, settings.strength, url, tokens)).transpose()?;
-    let report = direct::run(&honest, tokens)?;
-    let attacks_per_s = attack.map(Attack::stop).transpose()?.unwrap_or(0.0);
-    let during = kind.map_or("alone", Kind::what);
-    broken.extend(report.broken().into_iter().map(|what| format!("{during}: {what}")));
-    let (p50_ms, p99_ms) = report.latency_ms();
-    let gateway_mib = honest.probes.gateway.and_then(resident_mib);
-    Ok(Sample { p50_ms, p99_ms, attacks_per_s, gateway_mib })
+    cast: &Arc<Cast>,
+    honest: &Honest,
+    broken: &mut BTreeSet<String>,
+) -> Result<Vec<Vec<Sample>>, String> {
+    let mut samples: Vec<Vec<Sample>> = vec![Vec::new(); settings.rows.len()];
+    for round in 1..=settings.rounds {
+        for (row, samples) in settings.rows.iter().zip(&mut samples) {
+            let alone_p99_ms = honest.half(settings)?;
+            let attack = Attack::start(row, cast)?;
+            std::thread::sleep(SETTLE);
+            let beside = honest.half(settings);
+            let (attacks_per_s, ended) = attack.stop();
+            if let Err(error) = ended {
+                broken.insert(told(row, &error));
+            }
+            let gateway_mib = settings.honest.probes.gateway.and_then(resident_mib);
+            let sample = Sample { alone_p99_ms, beside_p99_ms: beside?, attacks_per_s, gateway_mib };
+            eprintln!(
+                "round {round} of {}: {:<19} {:>6.0} {}/s, p99 alone {:.2} ms, beside {:.2} ms, ratio {:.2}",
+                settings.rounds,
+                row.name,
+                attacks_per_s,
+                row.unit.name(),
+                alone_p99_ms,
+                sample.beside_p99_ms,
+                sample.ratio(),
+            );
+            samples.push(sample);
+            std::thread::sleep(SETTLE);
+        }
+    }
+    Ok(samples)
+}
+
+impl Settings {
+    /// Honest messages of a half, or one more.
+    fn expected(&self) -> u64 {
+        (u128::from(self.half_ns) * u128::from(self.rate) / 1_000_000_000) as u64
+    }
+}
+
+impl Honest {
+    fn start(settings: &Settings, tokens: &Tokens) -> Result<Self, String> {
+        let mut number = [0; 8];
+        getrandom::fill(&mut number).map_err(|error| format!("no randomness: {error}"))?;
+        let watch = Arc::new(Watch::new());
+        let run = u64::from_le_bytes(number);
+        let run = direct::Settings { run, watch: Some(watch.clone()), ..settings.honest.clone() };
+        let tokens = tokens.clone();
+        let thread = std::thread::Builder::new()
+            .name("honest".to_owned())
+            .spawn(move || direct::run(&run, &tokens))
+            .map_err(|error| format!("no thread for the honest load: {error}"))?;
+        let honest = Self { watch, thread };
+        // Until it talks.
+        honest.watch.begin(LATE_NS * 4);
+        while honest.watch.look().latency.is_empty() && !honest.thread.is_finished() {
+            std::thread::sleep(LOOK);
+        }
+        Ok(honest)
+    }
+
+    /// The p99 of a half from now on, once all of it has arrived. What does not arrive in time counts as if it had
+    /// taken that long: percentiles over survivors only would flatter an overloaded server.
+    fn half(&self, settings: &Settings) -> Result<f64, String> {
+        let until_ns = self.watch.begin(settings.half_ns);
+        loop {
+            std::thread::sleep(LOOK);
+            if self.thread.is_finished() || settings.honest.stop.load(Ordering::Relaxed) {
+                return Err("the honest load ended".to_owned());
+            }
+            let now_ns = self.watch.clock.now_ns();
+            if now_ns < until_ns {
+                continue;
+            }
+            let Stretch { offered, mut latency, .. } = self.watch.look();
+            let missing = offered.max(settings.expected()).saturating_sub(latency.len());
+            if missing == 0 || now_ns > until_ns + LATE_NS {
+                latency.saturating_record_n(LATE_NS / 1_000, missing);
+                return Ok(percentile_ms(&latency, 99.0));
+            }
+        }
+    }
+
+    fn end(self) -> Result<direct::Report, String> {
+        self.watch.end();
+        self.thread.join().unwrap_or_else(|_| Err("the honest load panicked".to_owned()))
+    }
 }
 
 fn resident_mib(probe: Probe) -> Option<f64> {
@@ -126,18 +247,24 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-fn line(kind: Kind, samples: &[(Sample, Sample)]) -> Line {
-    let of = |pick: &dyn Fn(&(Sample, Sample)) -> f64| median(samples.iter().map(pick).collect());
-    let (alone, beside) = (of(&|pair| pair.0.p99_ms), of(&|pair| pair.1.p99_ms));
+impl Sample {
+    fn ratio(&self) -> f64 {
+        if self.alone_p99_ms > 0.0 { self.beside_p99_ms / self.alone_p99_ms } else { 0.0 }
+    }
+}
+
+fn line(row: &Row, samples: &[Sample]) -> Line {
+    let of = |pick: &dyn Fn(&Sample) -> f64| median(samples.iter().map(pick).collect());
     let two = |value: f64| (value * 100.0).round() / 100.0;
     Line {
-        attack: kind,
-        unit: kind.unit(),
-        attacks_per_s: of(&|pair| pair.1.attacks_per_s).round(),
-        alone_p99_ms: two(alone),
-        beside_p99_ms: two(beside),
-        ratio: if alone > 0.0 { two(beside / alone) } else { 0.0 },
-        gateway_mib: samples.iter().filter_map(|pair| pair.1.gateway_mib).reduce(f64::max),
+        attack: row.name,
+        unit: row.unit.name(),
+        attacks_per_s: of(&|sample| sample.attacks_per_s).round(),
+        alone_p99_ms: two(of(&|sample| sample.alone_p99_ms)),
+        beside_p99_ms: two(of(&|sample| sample.beside_p99_ms)),
+        ratio: two(of(&Sample::ratio)),
+        ratio_max: two(samples.iter().map(Sample::ratio).fold(0.0, f64::max)),
+        gateway_mib: samples.iter().filter_map(|sample| sample.gateway_mib).reduce(f64::max),
     }
 }
 
@@ -145,11 +272,12 @@ impl Report {
     /// For people.
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
-            "honest p99 beside attacks: {} users, {} messages/s, {} s each, {} rounds, driver {}\n\
-             {:<16} {:>9} {:<14} {:>12} {:>12} {:>6} {:>12}\n",
+            "honest p99 beside attacks: {} users, {} messages/s, halves of {} s and {} messages, {} rounds, driver {}\n\
+             {:<19} {:>9} {:<12} {:>10} {:>10} {:>6} {:>6} {:>12}\n",
             self.connections,
             self.rate,
             self.seconds,
+            self.samples,
             self.rounds,
             self.driver,
             "attack",
@@ -158,18 +286,20 @@ impl Report {
             "alone ms",
             "beside ms",
             "ratio",
+            "max",
             "gateway MiB",
         );
         for line in &self.lines {
             let memory = line.gateway_mib.map_or_else(|| "-".to_owned(), |mib| format!("{mib:.1}"));
             text.push_str(&format!(
-                "{:<16} {:>9} {:<14} {:>12.2} {:>12.2} {:>6.2} {:>12}\n",
-                line.attack.name(),
+                "{:<19} {:>9} {:<12} {:>10.2} {:>10.2} {:>6.2} {:>6.2} {:>12}\n",
+                line.attack,
                 line.attacks_per_s,
                 line.unit,
                 line.alone_p99_ms,
                 line.beside_p99_ms,
                 line.ratio,
+                line.ratio_max,
                 memory,
             ));
         }
@@ -181,34 +311,35 @@ impl Report {
 mod tests {
     use super::*;
 
-    fn sample(p99_ms: f64) -> Sample {
-        Sample { p50_ms: 1.0, p99_ms, attacks_per_s: 10.0, gateway_mib: Some(p99_ms) }
+    fn sample(alone_p99_ms: f64, beside_p99_ms: f64) -> Sample {
+        Sample { alone_p99_ms, beside_p99_ms, attacks_per_s: 10.0, gateway_mib: Some(beside_p99_ms) }
     }
 
     #[test]
-    fn a_line_compares_medians_so_one_bad_round_does_not_count() {
-        let samples = [(sample(2.0), sample(3.0)), (sample(2.0), sample(90.0)), (sample(2.0), sample(4.0))];
-        let line = line(Kind::Pings, &samples);
-        assert_eq!((line.alone_p99_ms, line.beside_p99_ms, line.ratio), (2.0, 4.0, 2.0));
+    fn a_line_has_the_median_of_ratios_so_one_bad_round_does_not_count() {
+        let samples = [sample(2.0, 3.0), sample(2.0, 90.0), sample(4.0, 5.0)];
+        let line = line(&table::ROWS[0], &samples);
+        assert_eq!((line.alone_p99_ms, line.beside_p99_ms), (2.0, 5.0));
+        assert_eq!((line.ratio, line.ratio_max), (1.5, 45.0));
         assert_eq!((line.attacks_per_s, line.gateway_mib), (10.0, Some(90.0)));
         assert_eq!(median(vec![4.0, 1.0]), 2.5);
     }
 
     #[test]
     fn the_table_has_a_row_for_each_attack() {
-        let lines: Vec<Line> = Kind::ALL.iter().map(|kind| line(*kind, &[(sample(1.0), sample(1.5))])).collect();
         let report = Report {
-            rate: 1_000,
+            rate: 2_000,
             connections: 200,
-            seconds: 10.0,
+            seconds: 1.2,
+            samples: 2_400,
             rounds: 3,
             driver: "epoll".to_owned(),
-            lines,
+            lines: table::ROWS.iter().map(|row| line(row, &[sample(1.0, 1.5)])).collect(),
             broken: Vec::new(),
         };
         let table = report.table();
-        assert_eq!(table.lines().count(), 2 + Kind::ALL.len());
-        assert!(Kind::ALL.iter().all(|kind| table.contains(kind.name())), "{table}");
+        assert_eq!(table.lines().count(), 2 + table::ROWS.len());
+        assert!(table::ROWS.iter().all(|row| table.contains(row.name)), "{table}");
         assert!(table.contains("1.50"), "{table}");
     }
 }
