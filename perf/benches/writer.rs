@@ -259,8 +259,9 @@ fn groups(c: &mut Criterion) {
 
 criterion_group!(benches, groups);
 
-/// By the word that chooses one of them.
-const RIGS: [(&str, fn() -> Rig); 2] = [("sustained", Rig::embedded), ("planner", Rig::planner)];
+/// A word that chooses a rig, and how it is made.
+type Named = (&'static str, fn() -> Rig);
+const RIGS: [Named; 2] = [("sustained", Rig::embedded), ("planner", Rig::planner)];
 
 fn main() {
     let arguments = std::env::args().collect::<Vec<_>>();

@@ -29,6 +29,8 @@ const PING_BYTES: usize = 125;
 const FLOOD_BYTES: usize = 24 << 20;
 /// Of one message of a flood.
 const FLOOD_UNIT_BYTES: usize = 16 << 10;
+/// Messages of a flood without an answer.
+const SPOKEN_AT_ONCE: usize = 32;
 /// How often held connections are looked at.
 const SWEEP: Duration = Duration::from_millis(100);
 const SECOND: Duration = Duration::from_secs(1);
@@ -316,7 +318,7 @@ impl Attacker {
                 self.done.store(spoken, Ordering::Relaxed);
             }
             if !speaker.discard() {
-                return Err("the speaker, who is honest, was closed".to_owned());
+                return Err(closed(&speaker));
             }
             pace.rest();
         }
@@ -344,28 +346,30 @@ impl Attacker {
     fn flood(&self) -> Result<Flood, String> {
         if let Act::Pings = self.row.act {
             let deaf = self.deaf("hostile-ping-once")?;
-            return Ok(Flood { deaf, speaker: None, out: pings(FLOOD_BYTES / PING_BYTES).0 });
+            let (out, message_bytes) = pings(FLOOD_BYTES / PING_BYTES);
+            return Ok(Flood { deaf, speaker: None, out, message_bytes });
         }
         let to = "hostile-deaf-once";
         let (speaker, chat) = self.speaker(to)?;
         let deaf = self.deaf(to)?;
-        speaker.nonblocking()?;
         let encoder = Encoder::new(Encoding::Rkyv, FLOOD_UNIT_BYTES, MASK);
         let mut out = Vec::new();
         for number in 0..(FLOOD_BYTES / FLOOD_UNIT_BYTES) as u64 {
             encoder.send(chat, name(number), &mut out);
         }
-        Ok(Flood { deaf, speaker: Some(speaker), out })
+        let message_bytes = out.len() / (FLOOD_BYTES / FLOOD_UNIT_BYTES);
+        Ok(Flood { deaf, speaker: Some(speaker), out, message_bytes })
     }
 }
 
 /// More than the kernels keep, for one that does not read it.
 struct Flood {
     deaf: Client,
-    /// Who says it; without one the deaf one asks for it.
+    /// Who says it, and waits for its answers, being honest; without one the deaf one asks for it.
     speaker: Option<Client>,
-    /// What is not sent yet.
+    /// What is not sent yet; where somebody speaks, whole messages of this many bytes.
     out: Vec<u8>,
+    message_bytes: usize,
 }
 
 impl Flood {
@@ -376,13 +380,15 @@ impl Flood {
         while sent < self.out.len() && Instant::now() < until {
             // The server may have closed the deaf one meanwhile, which is what it should.
             let more = match &mut self.speaker {
-                Some(speaker) => speaker.try_send(&self.out[sent..])?,
+                Some(speaker) => {
+                    let left = &self.out[sent..];
+                    let window = &left[..left.len().min(self.message_bytes * SPOKEN_AT_ONCE)];
+                    speak(speaker, window, window.len() / self.message_bytes)?;
+                    window.len()
+                }
                 None => self.deaf.try_send(&self.out[sent..]).unwrap_or(0),
             };
             sent += more;
-            if self.speaker.as_mut().is_some_and(|speaker| !speaker.discard()) {
-                return Err("the speaker, who is honest, was closed".to_owned());
-            }
             if more == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -390,6 +396,20 @@ impl Flood {
         self.out.drain(..sent);
         Ok(())
     }
+}
+
+/// Sends messages and reads their answers.
+fn speak(speaker: &mut Client, bytes: &[u8], messages: usize) -> Result<(), String> {
+    speaker.send(bytes)?;
+    let mut answered = 0;
+    while answered < messages {
+        answered += usize::from(matches!(speaker.next()?, ServerFrame::Sent(_)));
+    }
+    Ok(())
+}
+
+fn closed(speaker: &Client) -> String {
+    format!("the speaker, who is honest, was closed: {}", String::from_utf8_lossy(speaker.words()))
 }
 
 /// So many pings in a row, and the bytes of one.

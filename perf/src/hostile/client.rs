@@ -27,6 +27,9 @@ fn text(error: std::io::Error) -> String {
     error.to_string()
 }
 
+/// Kept of what is thrown away.
+const LAST_BYTES: usize = 64;
+
 impl Client {
     pub(crate) fn connect(url: &Url) -> Result<Self, String> {
         let stream = TcpStream::connect(url.address).map_err(text)?;
@@ -133,7 +136,11 @@ impl Client {
         loop {
             match self.stream.read(&mut buffer) {
                 Ok(0) => return false,
-                Ok(_) => {}
+                Ok(count) => {
+                    // The last of it may be a close, which an error shows.
+                    self.input.clear();
+                    self.input.extend_from_slice(&buffer[count.saturating_sub(LAST_BYTES)..count]);
+                }
                 Err(error) => return error.kind() == ErrorKind::WouldBlock,
             }
         }
