@@ -221,17 +221,23 @@ mod tests {
         assert_eq!(writes.iter().map(|write| write.keys.len()).collect::<Vec<_>>(), [1_000, 1_000, 500]);
     }
 
-    #[test]
-    fn lists_take_turns_and_go_when_everything_before_is_complete() {
-        let mut work = Work::new(4_096, 30_000);
-        for no in 1..=6 {
-            work.rotate_if_due(no * 30_000, no - 1);
-            let (_, writes) = work.list(no * 30_000, &[key(1)]);
+    /// Groups 1 to 3 fill a list each, group 4 begins another; what they wrote stands.
+    fn three_full_and_one_begun() -> Work {
+        let mut work = Work::new(4, 30_000);
+        for no in 1..=4 {
+            work.rotate_if_due(no, no - 1);
+            let keys: Vec<_> = (0..if no < 4 { 4 } else { 1 }).map(key).collect();
+            let (_, writes) = work.list(no, &keys);
+            assert_eq!((writes.len(), u64::from(writes[0].slot)), (1, no - 1));
             writes.iter().for_each(|write| drop(work.stands(write.list)));
             work.check_invariants();
-            // Groups 1 to 4 take one list each; there is no fifth.
-            assert_eq!(writes.len(), usize::from(no <= 4), "group {no}");
         }
+        work
+    }
+
+    #[test]
+    fn lists_take_turns_and_go_when_everything_before_is_complete() {
+        let mut work = three_full_and_one_begun();
         let outlived = |work: &mut Work, oldest_no| {
             work.outlive(oldest_no);
             work.check_invariants();
@@ -244,26 +250,40 @@ mod tests {
             two,
             "with those before it, each once, and where a request is to spare"
         );
-        work.rotate_if_due(1_000_000, 6);
-        assert_eq!(work.list(1_000_000, &[key(1)]).1.len(), 0, "a list is taken again when its deletion stands");
+        let (_, writes) = work.list(5, &[key(1), key(2), key(3)]);
+        writes.iter().for_each(|write| drop(work.stands(write.list)));
+        work.rotate_if_due(6, 6);
+        assert_eq!(work.list(6, &[key(0)]).1.len(), 0, "a list is taken again when its deletion stands");
         work.deleted(1);
-        work.rotate_if_due(1_000_000, 6);
-        assert_eq!(work.list(1_000_000, &[key(1)]).1[0].slot, 1);
+        work.rotate_if_due(6, 6);
+        assert_eq!(work.list(6, &[key(0)]).1[0].slot, 1);
         assert_eq!(outlived(&mut work, None), [vec![], vec![2], vec![3], vec![]]);
         work.check_invariants();
     }
 
     #[test]
-    fn no_deletion_waits_when_the_list_fills() {
+    fn age_makes_no_list_while_one_is_left_of_before() {
         let mut work = Work::new(4, 30_000);
-        for no in 1..=4 {
-            work.rotate_if_due(no * 30_000, no - 1);
-            let (_, writes) = work.list(no * 30_000, &[key(no)]);
-            writes.iter().for_each(|write| drop(work.stands(write.list)));
-        }
+        work.list(0, &[key(0)]);
+        work.rotate_if_due(30_000, 1);
+        assert_eq!(work.list(30_000, &[key(0)]).1[0].slot, 1, "it is old");
+        work.rotate_if_due(60_000, 2);
+        assert_eq!(work.list(60_000, &[key(0)]).1.len(), 0, "groups of the one before are under way");
+        work.outlive(None);
+        work.rotate_if_due(60_000, 2);
+        assert_eq!(work.list(60_000, &[key(0)]).1.len(), 0, "its rows stand");
+        assert_eq!(work.take_outlived(false), [0]);
+        work.deleted(0);
+        work.rotate_if_due(60_000, 2);
+        assert_eq!(work.list(60_000, &[key(0)]).1[0].slot, 2);
+    }
+
+    #[test]
+    fn no_deletion_waits_when_the_list_fills() {
+        let mut work = three_full_and_one_begun();
         work.outlive(None);
         assert_eq!(work.take_outlived(true), [0u8; 0]);
-        let (_, writes) = work.list(120_001, &[key(5)]);
+        let (_, writes) = work.list(5, &[key(5)]);
         writes.iter().for_each(|write| drop(work.stands(write.list)));
         assert_eq!(work.take_outlived(true), [0, 1, 2]);
     }
