@@ -13,7 +13,7 @@ const AHEAD_TICKS_MAX: u64 = i32::MAX as u64;
 /// No entry.
 const NONE: u32 = u32::MAX;
 
-/// Timers of one shard. An armed one costs an [`Entry`] and nothing else; the room of one that fired is used again.
+/// Timers of one shard. An armed one costs 16 bytes and nothing else; the room of one that fired is used again.
 #[derive(Debug)]
 pub struct Timers<K> {
     slots: Box<[Slot]>,
