@@ -401,10 +401,7 @@ impl Engine {
         match owner {
             Owner::Load(load) => self.load_damaged(load, why),
             Owner::Names(key) => self.names_damaged(key, &why),
-            Owner::Scan(load, chat_id, _) => {
-                self.known_names.forget(chat_id);
-                self.load_damaged(load, why);
-            }
+            Owner::Scan(load, chat_id, _) => self.scan_damaged(load, chat_id),
             Owner::Recover(part) => self.recovery_damaged(part, why),
             // Without knowing where the older checkpoint lies none can be written, nor can the group go on.
             owner => self.break_off(format!("{owner:?}: {why}")),

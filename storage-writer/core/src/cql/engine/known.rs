@@ -28,6 +28,8 @@ struct Known {
     names: Option<HashSet<u64>>,
     /// The scan under way; none when it has answered.
     scan: Option<ScanId>,
+    /// Some name does not decode: those that do are asked for one by one.
+    damaged: bool,
     used: bool,
 }
 
@@ -61,7 +63,7 @@ impl KnownNames {
     }
 
     /// A name of a chat that is `head` long is looked up: whether all of them are to be read instead. Then
-    /// [`KnownNames::enter`] wants those in flight, and [`KnownNames::scanned`] or [`KnownNames::forget`] follows.
+    /// [`KnownNames::enter`] wants those in flight, and [`KnownNames::scanned`] or [`KnownNames::give_up`] follows.
     pub(super) fn begin_scan(&mut self, chat_id: ChatId, head: u64) -> Option<ScanId> {
         if !self.chats.contains_key(&chat_id) {
             self.make_room(1);
@@ -75,7 +77,7 @@ impl KnownNames {
         known.used = true;
         known.look_ups += 1;
         let pays = head <= SCAN_NAMES_MAX && head <= known.look_ups.saturating_mul(SCAN_NAMES_A_LOOK_UP);
-        if !pays || known.names.is_some() {
+        if !pays || known.names.is_some() || known.damaged {
             return None;
         }
         self.scans += 1;
@@ -106,11 +108,11 @@ impl KnownNames {
         self.make_room(0);
     }
 
-    /// A scan failed.
-    pub(super) fn forget(&mut self, chat_id: ChatId) {
-        if let Some(known) = self.chats.remove(&chat_id) {
-            self.len -= 1 + known.names.map_or(0, |names| names.len());
-            self.clock.retain(|other| *other != chat_id);
+    /// A scan met a name that does not decode: there is no other while the chat is remembered.
+    pub(super) fn give_up(&mut self, chat_id: ChatId) {
+        if let Some(known) = self.chats.get_mut(&chat_id) {
+            self.len -= known.names.take().map_or(0, |names| names.len());
+            (known.scan, known.damaged) = (None, true);
         }
     }
 
@@ -179,7 +181,11 @@ mod tests {
     fn a_scan_of_before_a_chat_was_forgotten_makes_nothing_whole() {
         let mut known = KnownNames::new(100);
         let first = known.begin_scan(CHAT, 1).expect("it pays");
-        known.forget(CHAT);
+        known.chats.get_mut(&CHAT).expect("known").used = false;
+        known.len_max = 1;
+        known.make_room(1);
+        known.len_max = 100;
+        assert!(known.chats.is_empty());
         // Submitted and complete here: neither in the first scan nor in flight at the second.
         let second = known.begin_scan(CHAT, 1).expect("it pays");
         known.scanned(CHAT, first, [].iter());

@@ -420,7 +420,7 @@ impl Engine {
     }
 
     /// It is known how long the chat is at the most.
-    fn find_on(&mut self, id: u64, name: CommandName, head_max: u64) {
+    pub(super) fn find_on(&mut self, id: u64, name: CommandName, head_max: u64) {
         let left = self.look_up(id, &name, head_max);
         if let Some(load) = self.loads.all.get_mut(&id) {
             load.state = State::Find { name, left, found: None };

@@ -2,7 +2,7 @@
 
 use super::known::ScanId;
 use super::{Engine, Owner};
-use crate::cql::rows::{LEVEL_CREATIONS, Partition, Read, Row, command_bucket, command_level};
+use crate::cql::rows::{COMMANDS_BUCKET, LEVEL_CREATIONS, Partition, Read, Row, command_bucket, command_level};
 use crate::store::{CommandName, CommandRow};
 use parley_protocol::{ChatId, ClientMsgId, UserId};
 use std::collections::VecDeque;
@@ -49,6 +49,15 @@ impl Engine {
         self.known_names.scanned(chat_id, scan, found().map(|row| &row.name));
         let wanted = self.name_of(load);
         self.name_read(load, found().find(|row| Some(row.name) == wanted).copied());
+    }
+
+    /// A name that nobody asked for does not decode: the look-up asks for its own. Had that been used, it would be among
+    /// the names that the scan was to read, so in the first level.
+    pub(super) fn scan_damaged(&mut self, load: u64, chat_id: ChatId) {
+        self.known_names.give_up(chat_id);
+        if let Some(name) = self.name_of(load) {
+            self.find_on(load, name, COMMANDS_BUCKET);
+        }
     }
 
     /// Starts a look-up; gives the number of partitions that will answer. `head_max` is not below the chat's head.
@@ -108,5 +117,43 @@ impl Engine {
     /// The row of a name that a look-up found, as the writer knows it.
     pub(super) fn named(name: &CommandName, row: CommandRow) -> CommandRow {
         CommandRow { name: *name, ..row }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cql::engine::EngineOptions;
+    use crate::cql::rows::{Statement, StatementError};
+    use crate::store::{StoreRequest, StoreResult};
+
+    #[test]
+    fn a_damaged_name_is_only_its_own_look_up_s() {
+        let mut engine = Engine::new(EngineOptions::default(), 1, 1);
+        engine.set_lease(Some(u64::MAX));
+        while let Some((id, _)) = engine.poll_statement(0) {
+            engine.handle_result(0, id, Ok(Vec::new()));
+        }
+        let chat_id = ChatId(7);
+        engine.facts.of(chat_id).head = Some(5);
+        let find = |number| {
+            StoreRequest::FindCommand(CommandName { chat_id, sender: UserId(1), client_msg_id: ClientMsgId(number) })
+        };
+        engine.submit(0, 1, find(1));
+        let (id, statement) = engine.poll_statement(0).expect("a question");
+        assert!(matches!(statement, Statement::Read(Read::All(Partition::Commands { .. }))), "{statement:?}");
+        engine.handle_result(0, id, Err(StatementError::Damaged("a row".to_owned())));
+        let mut done = Vec::new();
+        for op in [1, 2] {
+            if op == 2 {
+                engine.submit(0, op, find(2));
+            }
+            let (id, statement) = engine.poll_statement(0).expect("a question");
+            assert!(matches!(statement, Statement::Read(Read::Commands { .. })), "{statement:?}");
+            engine.handle_result(0, id, Ok(Vec::new()));
+            engine.check_invariants();
+            engine.completions(&mut done);
+            assert_eq!(done.pop(), Some((op, StoreResult::Found(None))));
+        }
     }
 }
