@@ -24,8 +24,9 @@ Examples:
 
 The honest users stay connected all the time. Before anything is measured each attack is carried out once, until the
 server refuses it as it should. Then, in every round, each attack has two halves: the honest load alone, and beside
-the attack. A row says the p99 of both halves, and their ratio; the table has the medians over the rounds, and
-SPECIFICATION.md promises a ratio of at most 2. Attackers and honest clients share this machine with the servers, so
+the attack. The table has each row's medians over the rounds; its ratio is the p99 beside the attack against the usual
+one, which is the median of all halves without an attack, and SPECIFICATION.md promises at most 2. A disk that stalls
+for a moment spoils a half, so rows above 2 are measured in six further rounds before they say so. Attackers and honest clients share this machine with the servers, so
 on few cores part of the ratio is the attackers' own work: lower the strengths, or run them from another machine with
 --url. A spawned gateway has times of 1 s where the shipped configuration waits 10 s or 30 s for a client, so that it
 refuses those in time that must be waited for. This is a measurement: its exit code says only that the honest clients
