@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use storage_core::cql::cluster::Cluster;
 use storage_core::cql::engine::{Engine, EngineOptions, StatementId};
 use storage_core::cql::rows::{
-    Change, INBOX_BUCKET, Partition, Read, Row, Statement, StatementError, StatementResult, WORK_ASIDE, Write,
+    Change, INBOX_BUCKET, Partition, Read, Row, Statement, StatementError, StatementResult, WORK_ASIDE, WORK_SLOTS,
+    Write,
 };
 use storage_core::store::{
     Append, Checkpoint, Entry, EntryRow, Group, MarkRow, MarkWrite, MemberRow, OpId, Outcome, StoreRequest,
@@ -376,6 +377,22 @@ fn lists_go_when_everything_stands() {
         }
     }
     assert!(deleted && six.engine.status().recovered);
+}
+
+#[test]
+fn what_a_dead_writer_lists_too_late_is_not_listed() {
+    for slot in 0..WORK_SLOTS {
+        let mut cluster = Cluster::new(1);
+        let mut five = begun(&mut cluster);
+        // The list's first write is on its way when the writer dies: whoever takes over finds nothing there.
+        five.engine.submit(NOW_MS, 99, StoreRequest::Commit(mute(4, 50, 15)));
+        five.run(&mut cluster, |write| matches!(write.partition, Partition::Work { .. }));
+        let (_, write) = five.open.pop().expect("it is listed before it is written");
+        let late = Write { partition: Partition::Work { set: 0, slot }, ..write };
+        taker(6, &mut cluster);
+        cluster.seed_with(&late);
+        assert_eq!(cluster.standing(&Read::All(late.partition)), [], "list {slot}");
+    }
 }
 
 fn account(no: u64, epoch: u64, user_id: UserId, name: &str) -> Group {

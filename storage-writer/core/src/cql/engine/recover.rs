@@ -549,15 +549,14 @@ impl Engine {
         self.plan(plan);
     }
 
-    /// Everything of the dead writers is the own epoch's: their lists are not needed any more.
+    /// Everything of the dead writers is the own epoch's: their lists are not needed any more. All of them go, also those
+    /// in which nothing was found: what a dead writer has on its way to one must not stand there until the next taker.
     pub(super) fn recovery_written(&mut self) {
         let Some(recovery) = self.recovery.as_mut() else { return };
         recovery.stage = Stage::Deleting;
-        let slots = std::mem::take(&mut recovery.slots);
+        let mut slots = std::mem::take(&mut recovery.slots);
+        slots.extend(0..WORK_SLOTS);
         recovery.left = slots.len();
-        if slots.is_empty() {
-            return self.serve();
-        }
         for slot in slots {
             let partition = Partition::Work { set: self.options.set, slot };
             self.write(partition, Change::Delete, Owner::Recover(Part::Write));

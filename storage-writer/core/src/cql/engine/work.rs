@@ -71,8 +71,9 @@ impl Work {
     /// Makes the next free list current, if it is time; `last_no` is the newest group that was submitted.
     pub(super) fn rotate_if_due(&mut self, now_ms: u64, last_no: u64) {
         let slot = &self.slots[usize::from(self.current)];
-        // An old list is outlived and deleted before age makes one more: at rest two hold something, and a third only where
-        // a list was full while the groups of the one before were under way.
+        // An old list is outlived and deleted before age makes one more. More than one is left only where lists were full
+        // while groups of those before were under way; when these are complete all go but one, so at rest two hold
+        // something at the most.
         let aged = now_ms >= slot.since_ms.saturating_add(self.age_ms);
         let rests = self.slots.iter().any(|slot| matches!(slot.state, State::Retired { .. } | State::Outlived));
         let due = slot.keys.len() >= self.keys_max || aged && !rests;
@@ -258,6 +259,17 @@ mod tests {
         work.rotate_if_due(6, 6);
         assert_eq!(work.list(6, &[key(0)]).1[0].slot, 1);
         assert_eq!(outlived(&mut work, None), [vec![], vec![2], vec![3], vec![]]);
+        work.check_invariants();
+    }
+
+    #[test]
+    fn at_rest_two_lists_hold_something_at_the_most() {
+        let mut work = three_full_and_one_begun();
+        work.outlive(Some(3));
+        assert_eq!(work.take_surplus(), [0], "one waits for a group with a request to spare");
+        work.outlive(None);
+        assert_eq!(work.take_surplus(), [1], "beside the current one");
+        assert_eq!(work.take_surplus(), [0u8; 0]);
         work.check_invariants();
     }
 
