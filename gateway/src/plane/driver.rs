@@ -58,8 +58,8 @@ pub(crate) trait Driver {
     fn detach(&mut self, conn: ConnId) -> bool;
     /// A connection that was detached.
     fn take_detached(&mut self) -> Option<(ConnId, Detached)>;
-    /// Takes a connection in, live; `busy` says that bytes are expected all the time. `None` when there is no room: it
-    /// is dropped.
+    /// Takes a connection in, live; `busy` says that bytes are expected all the time, as on the link, whose room nobody
+    /// else gets. `None` when there is no room: it is dropped.
     fn adopt(&mut self, arrival: Detached, busy: bool) -> Option<ConnId>;
     /// Carries out what was asked for since `dispatch`.
     fn flush(&mut self, now_ms: u64, sink: &mut impl Sink);
@@ -69,4 +69,43 @@ pub(crate) trait Driver {
     fn next_deadline(&self) -> Option<u64>;
     /// True when events wait that one `dispatch` did not get to.
     fn has_more(&mut self) -> bool;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Options;
+    use super::super::epoll::Epoll;
+    use super::super::uring::Uring;
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::net::TcpListener;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Arc;
+
+    fn arrival() -> Detached {
+        let (fd, _peer) = UnixStream::pair().expect("two sockets");
+        Detached { fd: fd.into(), unread: Vec::new(), unsent: Outgoing::default() }
+    }
+
+    fn clients_leave_the_room_of_the_link(mut driver: impl Driver) {
+        assert!((0..2).all(|_| driver.adopt(arrival(), false).is_some()));
+        // The link comes, goes, and comes again, while somebody waits for any room.
+        for _ in 0..3 {
+            assert_eq!(driver.adopt(arrival(), false), None);
+            let link = driver.adopt(arrival(), true).expect("room for the link");
+            assert_eq!(driver.adopt(arrival(), false), None);
+            driver.abort(link);
+        }
+    }
+
+    #[test]
+    fn clients_from_other_shards_leave_the_room_of_the_link() {
+        let listener = || OwnedFd::from(TcpListener::bind(("127.0.0.1", 0)).expect("a free port"));
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an eventfd");
+        let options = Options { connections_max: 2, ..Options::default() };
+        let epoll = Epoll::new(listener(), &wake, 2, options.linger_ms, Arc::default());
+        clients_leave_the_room_of_the_link(epoll.expect("epoll"));
+        let uring = Uring::new(listener(), &wake, &options, Arc::default());
+        clients_leave_the_room_of_the_link(uring.expect("io_uring"));
+    }
 }

@@ -379,7 +379,10 @@ impl Driver for Epoll {
         self.detached.pop_front()
     }
 
-    fn adopt(&mut self, arrival: Detached, _: bool) -> Option<ConnId> {
+    fn adopt(&mut self, arrival: Detached, busy: bool) -> Option<ConnId> {
+        if self.table.len() >= self.clients_max && !busy {
+            return None;
+        }
         let pending = !arrival.unsent.is_empty();
         let conn = self.insert(arrival.fd, arrival.unsent)?;
         if pending {

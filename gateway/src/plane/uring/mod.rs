@@ -303,7 +303,8 @@ impl Driver for Uring {
     }
 
     fn adopt(&mut self, arrival: Detached, busy: bool) -> Option<ConnId> {
-        if !self.has_room() {
+        let full = self.table.len() >= self.clients_max && !busy;
+        if full || !self.has_room() {
             return None;
         }
         let pending = !arrival.unsent.is_empty();
