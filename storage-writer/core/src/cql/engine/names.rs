@@ -21,6 +21,8 @@ type Wanted = (u64, UserId, ClientMsgId);
 pub(super) struct NamesLane {
     asked: Vec<Wanted>,
     waiting: VecDeque<Wanted>,
+    /// So many of those that wait ask alone: they asked together, and something did not decode.
+    alone: usize,
 }
 
 impl Engine {
@@ -85,7 +87,8 @@ impl Engine {
             self.names.remove(&key);
             return;
         }
-        let asked = lane.waiting.len().min(NAMES_MAX);
+        let asked = if lane.alone > 0 { 1 } else { lane.waiting.len().min(NAMES_MAX) };
+        lane.alone = lane.alone.saturating_sub(1);
         lane.asked = lane.waiting.drain(..asked).collect();
         let names = lane.asked.iter().map(|(_, sender, client_msg_id)| (*sender, *client_msg_id)).collect();
         let (scope, level, bucket) = key;
@@ -108,6 +111,12 @@ impl Engine {
     pub(super) fn names_damaged(&mut self, key: NamesKey, why: &str) {
         let Some(lane) = self.names.get_mut(&key) else { return };
         let asked = std::mem::take(&mut lane.asked);
+        if asked.len() > 1 {
+            // One of them it is, and the others must not suffer for it.
+            lane.alone = asked.len();
+            asked.into_iter().rev().for_each(|wanted| lane.waiting.push_front(wanted));
+            return self.ask_names(key);
+        }
         self.ask_names(key);
         for (load, ..) in asked {
             self.load_damaged(load, why.to_owned());
@@ -127,18 +136,49 @@ mod tests {
     use crate::cql::rows::{Statement, StatementError};
     use crate::store::{StoreRequest, StoreResult};
 
-    #[test]
-    fn a_damaged_name_is_only_its_own_look_up_s() {
+    const CHAT: ChatId = ChatId(7);
+
+    fn find(number: u128) -> StoreRequest {
+        let client_msg_id = ClientMsgId(number);
+        StoreRequest::FindCommand(CommandName { chat_id: CHAT, sender: UserId(1), client_msg_id })
+    }
+
+    fn engine() -> Engine {
         let mut engine = Engine::new(EngineOptions::default(), 1, 1);
         engine.set_lease(Some(u64::MAX));
         while let Some((id, _)) = engine.poll_statement(0) {
             engine.handle_result(0, id, Ok(Vec::new()));
         }
-        let chat_id = ChatId(7);
-        engine.facts.of(chat_id).head = Some(5);
-        let find = |number| {
-            StoreRequest::FindCommand(CommandName { chat_id, sender: UserId(1), client_msg_id: ClientMsgId(number) })
-        };
+        engine.facts.of(CHAT).head = Some(5);
+        engine
+    }
+
+    #[test]
+    fn those_who_ask_together_do_not_suffer_for_a_damaged_one() {
+        let mut engine = engine();
+        // No scan pays in a chat that is long.
+        engine.facts.of(CHAT).head = Some(16_384);
+        (1..=4).for_each(|op| engine.submit(0, op, find(u128::from(op))));
+        let mut asked = Vec::new();
+        while let Some((id, statement)) = engine.poll_statement(0) {
+            let Statement::Read(Read::Commands { names, .. }) = statement else { panic!("a look-up") };
+            let numbers: Vec<u128> = names.iter().map(|(_, name)| name.0).collect();
+            let damaged = numbers.contains(&3);
+            let rows = if damaged { Err(StatementError::Damaged("a row".to_owned())) } else { Ok(Vec::new()) };
+            asked.push(numbers);
+            engine.handle_result(0, id, rows);
+            engine.check_invariants();
+        }
+        assert_eq!(asked, [vec![1], vec![2, 3, 4], vec![2], vec![3], vec![4]]);
+        let mut done = Vec::new();
+        engine.completions(&mut done);
+        let found = |op| (op, StoreResult::Found(None));
+        assert_eq!(done, [found(1), found(2), (3, StoreResult::Damaged("a row".to_owned())), found(4)]);
+    }
+
+    #[test]
+    fn a_damaged_name_is_only_its_own_look_up_s() {
+        let mut engine = engine();
         engine.submit(0, 1, find(1));
         let (id, statement) = engine.poll_statement(0).expect("a question");
         assert!(matches!(statement, Statement::Read(Read::All(Partition::Commands { .. }))), "{statement:?}");
