@@ -34,6 +34,7 @@ fn are_the_same(grown: &Grown, from: &Path, to: &Path) {
         assert!(report.is_whole(), "{report}");
         (report.events, report.entries, report.commands, report.members, report.users)
     });
+    assert!(whole[0].1 > 30_000, "{whole:?}");
     assert_eq!(whole[0], whole[1]);
     let stores = [from, to].map(|dir| Opened::open(dir).expect("it opens"));
     let views = stores.each_ref().map(|opened| opened.store.views().newest());
@@ -48,7 +49,7 @@ fn a_copy_answers_as_the_store_does_and_goes_on_by_itself() {
     let report = copied(from.path(), &to(&target));
     println!("{report}");
     let rows = |table: &str| report.tables.iter().find(|sums| sums.table == table).expect("a table").target.rows;
-    assert!(rows("events") > 15_000 && rows("inbox") > 30_000 && rows("marks") > 100, "{report}");
+    assert!(rows("events") > 15_000 && rows("inbox") > 5_000 && rows("marks") > 100, "{report}");
     assert!(rows("records") == 1 && rows("partitions") > 100 && rows("checkpoints") > 100, "{report}");
     assert!(!from.path().join("copies").exists(), "nothing is left in the source");
     assert!(!target.join("COPYING").exists());

@@ -47,6 +47,55 @@ fn a_restart_keeps_everything_and_readers_see_what_is_confirmed() {
 }
 
 #[test]
+fn pages_begin_and_end_anywhere_in_what_one_group_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = Opened::open(dir.path()).unwrap();
+    // Runs of one, of several, and one that is longer than a row holds.
+    let groups = [(1, 1), (2, 3), (4, 4), (5, 604), (605, 700)];
+    for (no, (from, to)) in (1..).zip(groups) {
+        assert_eq!(opened.commit(messages(no, from, to)), Outcome::Durable);
+    }
+    let view = opened.store.views().newest();
+    let entry = |seq| (seq, EntryRow::Event { chat_id: chat(), seq });
+    for after in (0..=702).chain([u64::MAX - 1, u64::MAX]) {
+        for limit in [0, 1, 2, 255, 256, 257, 1_000] {
+            let page: Vec<_> =
+                (1..=700).filter(|seq| *seq > after && seq - after <= u64::from(limit)).map(entry).collect();
+            assert_eq!(view.entries(BOB, after, limit).unwrap(), page, "after {after}, {limit} at the most");
+        }
+    }
+    for user in [ALICE, BOB] {
+        assert_eq!(view.entries(user, 0, 701).unwrap().len(), 700);
+    }
+    drop((opened, view));
+    let report = check_store(dir.path(), &mut |_| ()).unwrap();
+    assert!(report.is_whole(), "{report}");
+    assert_eq!((report.inboxes, report.entries), (2, 1_400));
+}
+
+#[test]
+fn a_store_of_version_1_is_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut opened = Opened::open(dir.path()).unwrap();
+    // Groups of one message write what version 1 wrote.
+    for seq in 1..=3 {
+        assert_eq!(opened.commit(messages(seq, seq, seq)), Outcome::Durable);
+    }
+    drop(opened);
+    let schema = dir.path().join("schema");
+    let version = |number| format!("parley embedded store, schema {number}\n");
+    assert_eq!(std::fs::read_to_string(&schema).unwrap(), version(2));
+    std::fs::write(&schema, version(1)).unwrap();
+    let mut opened = Opened::open(dir.path()).unwrap();
+    assert_eq!(std::fs::read_to_string(&schema).unwrap(), version(2));
+    assert_eq!(opened.commit(messages(1, 4, 9)), Outcome::Durable);
+    assert_eq!(opened.store.views().newest().entries(BOB, 1, 7).unwrap().len(), 7);
+    drop(opened);
+    let report = check_store(dir.path(), &mut |_| ()).unwrap();
+    assert!(report.is_whole() && report.entries == 18, "{report}");
+}
+
+#[test]
 fn commands_from_before_a_start_are_known_after_its_scan() {
     let dir = tempfile::tempdir().unwrap();
     let mut opened = Opened::open(dir.path()).unwrap();

@@ -74,16 +74,19 @@ fn put_rows(source: &Source, record: Record, newest: bool, rows: &mut Vec<(Parti
             let row = EventRow { event: *event, epoch: 0, derived_through: seq - 1, redo };
             (Partition::Events { chat_id, bucket: seq_bucket(seq) }, Row::Event(row))
         }
-        Record::Entry { user_id, inbox_seq, row } => {
-            let bucket = inbox_bucket(inbox_seq);
-            if bucket > 0 && inbox_bucket(inbox_seq - 1) < bucket {
-                // Asked once a bucket: whether it is the newest.
-                let next = u64::from(bucket + 1) * INBOX_BUCKET;
-                if source.view.entries(user_id, next, 1).map_err(damaged)?.is_empty() {
-                    rows.push((Partition::InboxState { user_id }, Row::InboxState { bucket, epoch: 0 }));
+        Record::Run { user_id, first, rows: run } => {
+            for (inbox_seq, row) in (first..).zip(run) {
+                let bucket = inbox_bucket(inbox_seq);
+                if bucket > 0 && inbox_bucket(inbox_seq - 1) < bucket {
+                    // Asked once a bucket: whether it is the newest.
+                    let next = u64::from(bucket + 1) * INBOX_BUCKET;
+                    if source.view.entries(user_id, next, 1).map_err(damaged)?.is_empty() {
+                        rows.push((Partition::InboxState { user_id }, Row::InboxState { bucket, epoch: 0 }));
+                    }
                 }
+                rows.push((Partition::Inbox { user_id, bucket }, Row::Entry { inbox_seq, row, epoch: 0 }));
             }
-            (Partition::Inbox { user_id, bucket }, Row::Entry { inbox_seq, row, epoch: 0 })
+            return Ok(());
         }
         Record::Command(row) => (command_partition(&row), Row::Command(row)),
         Record::Member { chat_id, user_id, row } => (Partition::Members { chat_id }, Row::Member { user_id, row }),

@@ -4,6 +4,7 @@ use super::CopyError;
 use crate::store::embedded::files::LOCK_FILE;
 use crate::store::embedded::layout::{self, Damage};
 use crate::store::embedded::open::{Held, hold};
+use crate::store::embedded::runs::Run;
 use crate::store::embedded::tables::{META_RECORDS, Tables};
 use crate::store::embedded::{EmbeddedOptions, EmbeddedView, OpenError};
 use fjall::Keyspace;
@@ -12,8 +13,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use storage_core::store::{Checkpoint, CommandRow, EntryRow, MarkRow, MemberRow, Meta, ReadError, UserRow};
 
-/// Rows of one chunk.
-const CHUNK_ROWS_MAX: usize = 8_192;
+/// A chunk ends with the row that brings it here; a run counts as its entries.
+const CHUNK_ROWS: u64 = 8_192;
 /// A chunk ends with the row that brings it here, bytes.
 const CHUNK_BYTES: usize = 4 << 20;
 /// Above every key: numbers are at most 44 bytes, and text holds no 0xff.
@@ -135,10 +136,11 @@ impl Chunk {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Record {
     Event(Box<Event>),
-    Entry {
+    /// Entries of an inbox that follow each other.
+    Run {
         user_id: UserId,
-        inbox_seq: u64,
-        row: EntryRow,
+        first: u64,
+        rows: Vec<EntryRow>,
     },
     Command(CommandRow),
     Member {
@@ -184,8 +186,10 @@ pub(super) fn read(table: Table, RawRow { key, value }: &RawRow) -> Result<Recor
             Record::Event(Box::new(event))
         }
         Table::Inbox => {
-            let (user_id, inbox_seq) = layout::parse_inbox_key(key).ok_or(form)?;
-            Record::Entry { user_id, inbox_seq, row: layout::parse_entry(value)? }
+            let (user_id, first) = layout::parse_inbox_key(key).ok_or(form)?;
+            let run = Run::parse(value)?;
+            run.last(first)?;
+            Record::Run { user_id, first, rows: run.rows().collect() }
         }
         Table::Commands => {
             let name = layout::parse_command_key(key).ok_or(form)?;
@@ -236,16 +240,21 @@ impl Walk {
         }
     }
 
-    /// Takes a row's key; the number that it should have where it has another.
-    fn step(&mut self, table: Table, key: &[u8]) -> Result<(), u64> {
+    /// Takes a row; the number that it should have where it has another.
+    fn step(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), u64> {
         let Some((scope, number)) = Self::scope(table, key) else { return Ok(()) };
         let expected = match self.0 {
             Some((before, last)) if before == scope => last + 1,
             _ => 1,
         };
-        self.0 = Some((scope, number));
+        self.0 = Some((scope, number.saturating_add(numbers_of(table, value) - 1)));
         if number == expected { Ok(()) } else { Err(expected) }
     }
+}
+
+/// How many numbers a row takes. One that does not decode is named where it is read.
+fn numbers_of(table: Table, value: &[u8]) -> u64 {
+    if table == Table::Inbox { Run::parse(value).map_or(1, |run| run.entries) } else { 1 }
 }
 
 /// A stopped store, held for as long as this lives.
@@ -291,25 +300,40 @@ impl Source {
 
     /// The rows of a table above `after`, as many as a chunk holds; each decodes, and none is missing between them.
     pub(super) fn chunk(&self, table: Table, after: Option<&[u8]>) -> Result<Chunk, CopyError> {
-        let (mut rows, mut bytes, mut last) = (Vec::new(), 0, true);
+        let (mut rows, mut numbers, mut bytes, mut last) = (Vec::new(), 0, 0, true);
         let scanned = table.scan(&self.view, after, None, |key, value| {
-            if rows.len() == CHUNK_ROWS_MAX || bytes >= CHUNK_BYTES {
+            if numbers >= CHUNK_ROWS || bytes >= CHUNK_BYTES {
                 last = false;
                 return Ok(ControlFlow::Break(()));
             }
+            numbers += numbers_of(table, value);
             bytes += key.len() + value.len();
             rows.push(RawRow { key: key.to_vec(), value: value.to_vec() });
             Ok(ControlFlow::Continue(()))
         });
         scanned.map_err(|error| damage(&self.data_dir, &error.to_string()))?;
-        let mut walk = Walk(after.and_then(|key| Walk::scope(table, key)));
+        let mut walk = self.walk_from(table, after)?;
         for row in &rows {
-            walk.step(table, &row.key).map_err(|expected| {
+            walk.step(table, &row.key, &row.value).map_err(|expected| {
                 let what = format!("{}: number {expected} should be there before it", place(table, row));
                 damage(&self.data_dir, &what)
             })?;
         }
         Ok(Chunk { rows, last })
+    }
+
+    /// Where the walk stands behind a row.
+    fn walk_from(&self, table: Table, after: Option<&[u8]>) -> Result<Walk, CopyError> {
+        let Some((key, (scope, first))) = after.and_then(|key| Some((key, Walk::scope(table, key)?))) else {
+            return Ok(Walk::default());
+        };
+        let mut last = first;
+        let scanned = self.view.scan(table.keyspace(self.view.tables()), key..=key, false, |_, value| {
+            last = first.saturating_add(numbers_of(table, value) - 1);
+            Ok(ControlFlow::Break(()))
+        });
+        scanned.map_err(|error| damage(&self.data_dir, &error.to_string()))?;
+        Ok(Walk(Some((scope, last))))
     }
 
     /// Damage in it, in words.
@@ -361,6 +385,7 @@ fn damage(data_dir: &Path, what: &str) -> CopyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::embedded::runs;
 
     #[test]
     fn a_hole_in_numbered_rows_is_named() {
@@ -374,7 +399,14 @@ mod tests {
             (key(2, 1), Ok(())),
             (key(3, 2), Err(1)),
         ] {
-            assert_eq!(walk.step(Table::Events, &key), says);
+            assert_eq!(walk.step(Table::Events, &key, &[]), says);
+        }
+        let mut run = Vec::new();
+        runs::put_run([4, 5, 6].into_iter().map(|seq| EntryRow::Event { chat_id: ChatId(1), seq }), &mut run);
+        let key = |number| layout::inbox_key(UserId(1), number);
+        let mut walk = Walk::default();
+        for (number, says) in [(1, Ok(())), (4, Ok(())), (8, Err(7)), (9, Err(11)), (12, Ok(()))] {
+            assert_eq!(walk.step(Table::Inbox, &key(number), &run), says, "{number}");
         }
     }
 

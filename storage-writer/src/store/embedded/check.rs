@@ -3,6 +3,7 @@
 use super::error::OpenError;
 use super::layout::{self, Damage};
 use super::open::hold;
+use super::runs::Run;
 use super::{EmbeddedOptions, EmbeddedView};
 use fjall::Keyspace;
 use hashbrown::HashMap;
@@ -210,24 +211,28 @@ impl Check<'_> {
         let mut at = (UserId(0), 0);
         let table = self.view.tables().inbox.clone();
         self.walk("inbox", &table, |check, key, value| {
-            let (user_id, inbox_seq) = layout::parse_inbox_key(key).ok_or("a key is not an entry's")?;
-            check.report.entries += 1;
+            let (user_id, first) = layout::parse_inbox_key(key).ok_or("a key is not an entry's")?;
             if at.0 != user_id {
                 at = (user_id, 0);
                 check.report.inboxes += 1;
             }
             let expected = at.1 + 1;
-            at.1 = inbox_seq;
-            if inbox_seq != expected {
-                check.problem(format!("inbox: user {user_id}: number {inbox_seq} where {expected} should be"));
+            at.1 = first;
+            if first != expected {
+                check.problem(format!("inbox: user {user_id}: number {first} where {expected} should be"));
             }
-            let place = |text: String| format!("user {user_id}, number {inbox_seq}: {text}");
-            match layout::parse_entry(value).map_err(|damage| place(damage.to_string()))? {
-                EntryRow::Event { chat_id, seq } if seq == 0 || check.head(chat_id) < seq => {
-                    Err(place(format!("no event {seq} in chat {chat_id}")))
+            let place = |number: u64, text: String| format!("user {user_id}, number {number}: {text}");
+            let run = Run::parse(value).map_err(|damage| place(first, damage.to_string()))?;
+            at.1 = run.last(first).map_err(|damage| place(first, damage.to_string()))?;
+            check.report.entries += run.entries;
+            for (number, row) in (first..).zip(run.rows()) {
+                if let EntryRow::Event { chat_id, seq } = row
+                    && (seq == 0 || check.head(chat_id) < seq)
+                {
+                    check.problem(format!("inbox: {}", place(number, format!("no event {seq} in chat {chat_id}"))));
                 }
-                _ => Ok(()),
             }
+            Ok(())
         });
     }
 

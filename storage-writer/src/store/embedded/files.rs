@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The schema version that this program writes.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// Stands in a directory into which a store is being copied, until the copy is proven.
 pub(crate) const UNFINISHED_FILE: &str = "COPYING";
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(read_schema(dir.path()).unwrap(), Some(SCHEMA_VERSION));
         write_schema(dir.path(), SCHEMA_VERSION + 1).unwrap();
         let text = read_schema(dir.path()).unwrap_err().to_string();
-        assert!(text.contains("schema version 2") && text.contains("start the newer program"), "{text}");
+        assert!(text.contains("schema version 3") && text.contains("start the newer program"), "{text}");
         std::fs::write(dir.path().join("schema"), "something else").unwrap();
         assert!(matches!(read_schema(dir.path()), Err(OpenError::Damaged { .. })));
     }

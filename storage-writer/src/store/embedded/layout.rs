@@ -1,5 +1,5 @@
-//! The bytes of every key and value of the embedded store, schema version 1. Frozen: a change needs a new schema
-//! version and a migration.
+//! The bytes of every key and value of the embedded store, but for the runs of `runs.rs`. Frozen since schema version 1:
+//! a change needs a new schema version and a migration.
 //!
 //! Numbers in keys are big-endian, so that order of bytes is order of numbers. A key begins with its chat or user,
 //! spread: ids of one time share their upper bytes, and the engine compares the first four bytes of two keys without
@@ -132,6 +132,12 @@ pub(crate) fn parse_event_key(key: &[u8]) -> Option<(ChatId, u64)> {
 /// `inbox`.
 pub(crate) fn inbox_key(user_id: UserId, inbox_seq: u64) -> [u8; 16] {
     parts(&[&user_key(user_id), &inbox_seq.to_be_bytes()])
+}
+
+/// Whether a key of `inbox` is the one right after another, of the same user.
+pub(crate) fn follows(key: &[u8; 16], next: &[u8; 16]) -> bool {
+    let number = u128::from_be_bytes(*key).checked_add(1);
+    number == Some(u128::from_be_bytes(*next)) && key[..8] == next[..8]
 }
 
 pub(crate) fn parse_inbox_key(key: &[u8]) -> Option<(UserId, u64)> {
@@ -309,6 +315,19 @@ mod tests {
             assert!(chats[0] < chats[1]);
             assert!(member_key(ChatId(1), UserId(pair[0])) < member_key(ChatId(1), UserId(pair[1])));
         }
+    }
+
+    #[test]
+    fn a_key_follows_another_within_an_inbox_only() {
+        let key = |user, number| inbox_key(UserId(user), number);
+        assert!(follows(&key(1, 0), &key(1, 1)) && follows(&key(1, u64::MAX - 1), &key(1, u64::MAX)));
+        assert!(
+            !follows(&key(1, 1), &key(1, 1)) && !follows(&key(1, 1), &key(1, 3)) && !follows(&key(1, 2), &key(1, 1))
+        );
+        assert!(!follows(&key(1, 1), &key(2, 2)));
+        let (last, first) = (user_key(UserId(1)), u64::from_be_bytes(user_key(UserId(1))) + 1);
+        let after: [u8; 16] = parts(&[&first.to_be_bytes(), &[0; 8]]);
+        assert!(!follows(&parts(&[&last, &[0xff; 8]]), &after));
     }
 
     #[test]

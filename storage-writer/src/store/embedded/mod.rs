@@ -14,6 +14,7 @@ pub(super) mod layout;
 mod names;
 pub(super) mod open;
 mod recorder;
+pub(super) mod runs;
 pub(super) mod tables;
 mod tier;
 pub mod view;
@@ -216,6 +217,7 @@ impl EmbeddedStore {
             .durability(Some(fjall::PersistMode::SyncData));
         let mut rows = Rows { batch, tables: &self.tables, scratch: &mut self.scratch };
         rows.appends(&group.appends);
+        rows.inboxes(group);
         if !group.marks.is_empty() {
             let view = EmbeddedView::take(&self.database, &self.tables);
             for write in &group.marks {
@@ -264,26 +266,17 @@ impl Rows<'_> {
     fn appends(&mut self, appends: &[Append]) {
         let tables = self.tables;
         let mut events = Vec::with_capacity(appends.len());
-        let mut entries = Vec::with_capacity(2 * appends.len());
         let mut commands = Vec::with_capacity(appends.len());
         for append in appends {
             events.extend(append.events.iter().map(|event| (layout::event_key(append.chat_id, event.seq), event)));
-            entries
-                .extend(append.entries.iter().map(|entry| (layout::inbox_key(entry.user_id, entry.inbox_seq), entry)));
             commands.extend(append.commands.iter().map(|command| (layout::command_key(&command.name), command)));
             self.rare(append);
         }
         events.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        entries.sort_unstable_by_key(|entry| entry.0);
         commands.sort_unstable_by_key(|command| command.0);
         for (key, event) in events {
             layout::checked(event, self.scratch);
             self.batch.insert(&tables.events, &*key, &self.scratch[..]);
-        }
-        for (key, entry) in entries {
-            self.scratch.clear();
-            layout::put_entry(&entry.row, self.scratch);
-            self.batch.insert(&tables.inbox, &key[..], &self.scratch[..]);
         }
         for (key, command) in commands {
             self.scratch.clear();
@@ -308,18 +301,30 @@ impl Rows<'_> {
         }
     }
 
-    fn entry(&mut self, user_id: parley_protocol::UserId, inbox_seq: u64, row: &EntryRow) {
-        self.scratch.clear();
-        layout::put_entry(row, self.scratch);
-        self.batch.insert(&self.tables.inbox, &layout::inbox_key(user_id, inbox_seq)[..], &self.scratch[..]);
+    /// The entries of appends and of changes of own state, those of each inbox in runs.
+    fn inboxes(&mut self, group: &Group) {
+        let appended = group.appends.iter().flat_map(|append| &append.entries);
+        let appended = appended.map(|entry| (layout::inbox_key(entry.user_id, entry.inbox_seq), entry.row));
+        let own = group.marks.iter().filter_map(|write| {
+            let key = layout::inbox_key(write.user_id, write.inbox_seq?);
+            Some((key, EntryRow::Own { chat_id: write.chat_id }))
+        });
+        let mut entries: Vec<_> = appended.chain(own).collect();
+        entries.sort_unstable_by_key(|entry| entry.0);
+        let mut rest = &entries[..];
+        while let Some(((first, _), _)) = rest.split_first() {
+            let next = rest.windows(2).position(|pair| !layout::follows(&pair[0].0, &pair[1].0));
+            let (run, after) = rest.split_at(next.map_or(rest.len(), |last| last + 1).min(runs::RUN_ENTRIES_MAX));
+            self.scratch.clear();
+            runs::put_run(run.iter().map(|(_, row)| *row), self.scratch);
+            self.batch.insert(&self.tables.inbox, &first[..], &self.scratch[..]);
+            rest = after;
+        }
     }
 
     fn marks(&mut self, write: &MarkWrite, row: &MarkRow) {
         let key = layout::member_key(write.chat_id, write.user_id);
         self.batch.insert(&self.tables.marks, &key[..], &layout::marks_value(row)[..]);
-        if let Some(inbox_seq) = write.inbox_seq {
-            self.entry(write.user_id, inbox_seq, &EntryRow::Own { chat_id: write.chat_id });
-        }
     }
 
     /// What is rare.

@@ -1,6 +1,7 @@
 //! Reads of the embedded store over one snapshot of the engine: the writer's loads, and what reader threads see.
 
 use super::layout::{self, Damage};
+use super::runs::{RUN_ENTRIES_MAX, Run};
 use super::tables::Tables;
 use fjall::{Database, Keyspace, Readable, Snapshot};
 use parley_protocol::body::kind;
@@ -131,11 +132,24 @@ impl EmbeddedView {
     fn inbox_head(&self, user_id: UserId) -> Read<u64> {
         let (low, high) = (layout::inbox_key(user_id, 0), layout::inbox_key(user_id, u64::MAX));
         let mut head = 0;
-        self.scan(&self.tables.inbox, &low..=&high, true, |key, _| {
-            head = layout::parse_inbox_key(key).ok_or(Damage::Form)?.1;
+        self.scan(&self.tables.inbox, &low..=&high, true, |key, value| {
+            let (_, first) = layout::parse_inbox_key(key).ok_or(Damage::Form)?;
+            head = Run::parse(value)?.last(first)?;
             Ok(ControlFlow::Break(()))
         })?;
         Ok(head)
+    }
+
+    /// The number under which an entry's row stands, if there is such an entry: that of the first one of its run.
+    fn run_of(&self, user_id: UserId, inbox_seq: u64) -> Read<u64> {
+        let least = inbox_seq.saturating_sub(RUN_ENTRIES_MAX as u64 - 1);
+        let (low, high) = (layout::inbox_key(user_id, least), layout::inbox_key(user_id, inbox_seq));
+        let mut found = inbox_seq;
+        self.scan(&self.tables.inbox, &low..=&high, true, |key, _| {
+            found = layout::parse_inbox_key(key).ok_or(Damage::Form)?.1;
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(found)
     }
 }
 
@@ -161,11 +175,14 @@ impl View for EmbeddedView {
         if to < from {
             return Ok(Vec::new());
         }
-        let (low, high) = (layout::inbox_key(user_id, from), layout::inbox_key(user_id, to));
+        let first = self.run_of(user_id, from)?;
+        let (low, high) = (layout::inbox_key(user_id, first), layout::inbox_key(user_id, to));
         let mut entries = Vec::new();
         self.scan(&self.tables.inbox, &low..=&high, false, |key, value| {
-            let (_, inbox_seq) = layout::parse_inbox_key(key).ok_or(Damage::Form)?;
-            entries.push((inbox_seq, layout::parse_entry(value)?));
+            let (_, first) = layout::parse_inbox_key(key).ok_or(Damage::Form)?;
+            let run = Run::parse(value)?;
+            let numbers = first..=run.last(first)?;
+            entries.extend(numbers.zip(run.rows()).filter(|(number, _)| (from..=to).contains(number)));
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(entries)
