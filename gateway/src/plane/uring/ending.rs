@@ -57,12 +57,26 @@ impl Uring {
         // By name: to find what belongs to a descriptor, the kernel walks through everything that waits in the ring.
         for (flag, kind) in [(Flag::RECEIVING, Kind::Receive), (Flag::POLLING, Kind::Poll), (Flag::SENDING, Kind::Send)]
         {
-            let Some(entry) = self.table.get_mut(conn).filter(|entry| entry.is(flag)) else { continue };
-            entry.begin_aside();
-            let which = CancelBuilder::user_data(name(kind, conn));
-            let cancelled = self.banks.of(conn).ring.cancel(which, name(Kind::Aside, conn));
-            self.note(cancelled);
+            if self.table.get_mut(conn).is_some_and(|entry| entry.is(flag)) {
+                self.cancel_for_good(conn, kind);
+            }
         }
+    }
+
+    /// A receive that goes on by itself has completed once more, of a connection that is on its way out.
+    pub(super) fn cancel_again(&mut self, conn: ConnId) {
+        // One that is under way may still meet it, and its end leads nowhere else.
+        if self.table.get_mut(conn).is_some_and(|entry| entry.asides() == 0) {
+            self.cancel_for_good(conn, Kind::Receive);
+        }
+    }
+
+    fn cancel_for_good(&mut self, conn: ConnId, kind: Kind) {
+        let Some(entry) = self.table.get_mut(conn) else { return };
+        entry.begin_aside();
+        let which = CancelBuilder::user_data(name(kind, conn));
+        let cancelled = self.banks.of(conn).ring.cancel(which, name(Kind::Aside, conn));
+        self.note(cancelled);
     }
 
     /// Called when an operation of a connection has completed and it is on its way out.

@@ -75,7 +75,10 @@ impl Uring {
         }
         let Some(entry) = self.table.get_mut(conn) else { return };
         if !entry.is_alive() {
-            if !completion.more() {
+            if completion.more() {
+                // The cancellation missed it: it was running just then.
+                self.cancel_again(conn);
+            } else {
                 self.finish(conn);
             }
         } else if takes {

@@ -158,6 +158,10 @@ impl Conn {
         self.is(Flag::IN_FLIGHT) || self.asides > 0
     }
 
+    pub(super) fn asides(&self) -> u8 {
+        self.asides
+    }
+
     pub(super) fn begin_aside(&mut self) {
         assert!(self.asides < ASIDES_MAX, "a connection ends once");
         self.asides += 1;

@@ -239,6 +239,8 @@ impl Drop for Executor {
 
 /// Starts what comes. A task of each statement's own is woken by its own answer alone.
 async fn dispatch(shared: Arc<Shared>, mut statements: UnboundedReceiver<(u64, Statement)>) {
+    // Without it nothing would be started any more, and nobody would hear of it.
+    let _guard = PanicEndsProcess("cql");
     let mut came = Vec::new();
     while statements.recv_many(&mut came, DISPATCHED_AT_ONCE).await > 0 {
         for (id, statement) in came.drain(..) {
