@@ -2,10 +2,15 @@
 
 #[path = "../baseline/echo.rs"]
 mod baseline;
+#[path = "../baseline/handshake.rs"]
+mod baseline_handshake;
 #[cfg(test)]
 mod chat_server;
+mod churn;
 mod cluster;
 mod cpu;
+mod curve;
+mod device;
 mod direct;
 mod echo;
 mod frames;
@@ -14,11 +19,15 @@ mod idle;
 mod ledger;
 mod login;
 mod net;
+mod page;
 mod report;
 mod rings;
 mod schedule;
 mod scrape;
 mod spawn;
+mod storm;
+mod sync;
+mod target;
 mod tokens;
 mod writer;
 
@@ -27,7 +36,7 @@ use cpu::{Probe, Probes};
 use direct::{Loop, MarkOptions, Settings};
 use net::{Stop, Url};
 use parley_protocol::wire::Encoding;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 #[global_allocator]
@@ -57,6 +66,9 @@ nothing lost, duplicated or out of order, and no connection ended.";
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Writes the report as one HTML page with plots, too.
+    #[arg(long, global = true, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -69,12 +81,23 @@ enum Command {
     Echo(echo::EchoArgs),
     /// The raw TCP echo, which `echo --baseline` starts.
     BaselineEcho(echo::BaselineArgs),
+    /// Devices connect, are let in and leave, over and over, beside a raw server.
+    #[command(after_help = churn::EXAMPLES)]
+    Churn(churn::ChurnArgs),
+    /// Accept, two reads, two writes, close: the raw server that `churn --baseline` starts.
+    BaselineChurn(churn::BaselineArgs),
     /// Very many sessions that do little but live: what each costs in memory.
     #[command(after_help = idle::args::EXAMPLES)]
     Idle(idle::args::IdleArgs),
     /// The p99 of an honest load, alone and beside each kind of attack.
     #[command(after_help = hostile::args::EXAMPLES)]
     Hostile(hostile::args::HostileArgs),
+    /// Everybody is cut off at once and comes back: how long that takes, and what it costs.
+    #[command(after_help = storm::EXAMPLES)]
+    Storm(storm::StormArgs),
+    /// Devices that were away come back and catch up with what they missed.
+    #[command(after_help = sync::EXAMPLES)]
+    Sync(sync::SyncArgs),
     /// A storage-writer on a CQL cluster beside a bare loop over the driver, and what a message costs in requests.
     #[command(after_help = writer::EXAMPLES)]
     Writer(writer::WriterArgs),
@@ -143,6 +166,9 @@ struct DirectArgs {
     /// Builds the server, and starts gateway and storage-writer as processes of their own; ends them afterwards.
     #[arg(long, conflicts_with_all = ["url", "gateway_pid", "writer_pid"])]
     spawn: bool,
+    /// Starts this program instead of building one.
+    #[arg(long, value_name = "PATH", requires = "spawn")]
+    program: Option<PathBuf>,
     /// Driver of the spawned gateway; without --spawn only the name in the report.
     #[arg(long, value_enum, default_value = "auto")]
     driver: DriverArg,
@@ -260,7 +286,8 @@ impl DirectArgs {
                 config: self.config.clone(),
                 keyspace: keyspace.as_ref().map(|keyspace| keyspace.0.clone()),
             };
-            let servers = spawn::Servers::start(&options)?;
+            let program = self.program.clone().map_or_else(spawn::build, Ok)?;
+            let servers = spawn::Servers::start_program(&program, &options, &[])?;
             let tokens = tokens::Tokens::load(&servers.data)?;
             let settings = self.settings(Url::parse(&servers.url)?, servers.driver.clone(), servers.probes(), stop)?;
             return direct::run(&settings, &tokens);
@@ -285,16 +312,22 @@ fn stop_on_signals() -> Result<Stop, String> {
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Command::Direct(args) => args.run().map(|report| finish(&report, &report.broken())),
-        Command::Echo(args) => args.run().map(|report| finish(&report, &report.broken())),
+    let Cli { command, html } = Cli::parse();
+    let html = html.as_deref();
+    let done = match command {
+        Command::Direct(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
+        Command::Echo(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
         Command::BaselineEcho(args) => args.run().map(|()| ExitCode::SUCCESS),
-        Command::Idle(args) => args.run().map(|report| finish(&report, &report.broken())),
-        Command::Hostile(args) => args.run().map(|report| {
+        Command::Churn(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
+        Command::BaselineChurn(args) => args.run().map(|()| ExitCode::SUCCESS),
+        Command::Idle(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
+        Command::Hostile(args) => args.run().and_then(|report| {
             eprint!("{}", report.table());
-            finish(&report, &report.broken)
+            finish(html, &report, &report.broken)
         }),
-        Command::Writer(args) => args.run().map(|report| finish(&report, &report.broken)),
+        Command::Storm(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
+        Command::Sync(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
+        Command::Writer(args) => args.run().and_then(|report| finish(html, &report, &report.broken)),
     };
     done.unwrap_or_else(|error| {
         eprintln!("perf: {error}");
@@ -302,13 +335,22 @@ fn main() -> ExitCode {
     })
 }
 
-/// The last line, and whether every promise was kept.
-fn finish(report: &impl serde::Serialize, broken: &[String]) -> ExitCode {
+/// The page, the last line, and whether every promise was kept.
+fn finish(html: Option<&Path>, report: &impl serde::Serialize, broken: &[String]) -> Result<ExitCode, String> {
     for what in broken {
         eprintln!("broken: {what}");
     }
-    println!("{}", serde_json::to_string(report).expect("numbers and names have a JSON form"));
-    if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let report = serde_json::to_string(report).expect("numbers and names have a JSON form");
+    // The figures first: a page that cannot be written must not cost them.
+    println!("{report}");
+    if let Some(path) = html {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        let command = format!("perf {}", words.join(" "));
+        let scenario = words.iter().find(|word| !word.starts_with('-')).map_or("", String::as_str);
+        let report = serde_json::from_str(&report).map_err(|error| error.to_string())?;
+        page::write(path, page::Run { scenario, command: &command, broken }, &report)?;
+    }
+    Ok(if broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 #[cfg(test)]
@@ -323,6 +365,9 @@ mod tests {
             .lines()
             .chain(idle::args::EXAMPLES.lines())
             .chain(echo::EXAMPLES.lines())
+            .chain(churn::EXAMPLES.lines())
+            .chain(storm::EXAMPLES.lines())
+            .chain(sync::EXAMPLES.lines())
             .chain(hostile::args::EXAMPLES.lines())
             .chain(writer::EXAMPLES.lines());
         for line in examples.filter_map(|line| line.trim().split_once(" -p perf -- ")) {

@@ -1,5 +1,6 @@
 //! Latencies and counts of the measured window, and the one line of JSON at the end.
 
+use crate::curve::{Point, latency_curve};
 use crate::ledger::{Audit, Counts};
 use crate::scrape::Requests;
 use hdrhistogram::Histogram;
@@ -177,6 +178,8 @@ pub(crate) struct Report {
     cql_requests_per_message: Option<f64>,
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     cql_requests_per_message_by_kind: BTreeMap<String, f64>,
+    latency_curve: Vec<Point>,
+    ack_curve: Vec<Point>,
 }
 
 /// Counts that are neither the ledger's nor latencies.
@@ -200,6 +203,8 @@ impl Report {
         Self {
             cql_requests_per_message: each(cql.values().sum()).filter(|_| !cql.is_empty()),
             cql_requests_per_message_by_kind: by_kind.collect(),
+            latency_curve: latency_curve(&latency),
+            ack_curve: latency_curve(&measures.ack),
             offered_per_s: round(measures.offered as f64 / seconds),
             messages_per_s: round(measures.completed as f64 / seconds),
             latency_ms_p50: percentile_ms(&latency, 50.0),

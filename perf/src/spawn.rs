@@ -47,6 +47,8 @@ pub(crate) struct Servers {
     cluster: Option<SocketAddr>,
     /// The gateway's admin endpoint.
     pub(crate) gateway_admin: SocketAddr,
+    /// How the gateway was started: program, arguments, environment.
+    again: (PathBuf, Vec<OsString>, Vec<(String, String)>),
     _directory: Option<tempfile::TempDir>,
 }
 
@@ -106,7 +108,28 @@ impl Servers {
         let url = find_url(&said).ok_or_else(|| format!("the gateway's ready line has no ws:// address: {said:?}"))?;
         let gateway_admin = find_admin(&said).ok_or("the gateway did not say where its metrics are")?;
         let driver = find_driver(&said).unwrap_or(&options.driver).to_owned();
-        Ok(Self { gateway, writer, data, url, driver, cluster, gateway_admin, _directory: directory })
+        let again = (program.to_owned(), gateway_args, environment.to_vec());
+        Ok(Self { gateway, writer, data, url, driver, cluster, gateway_admin, again, _directory: directory })
+    }
+
+    /// Ends the gateway, with patience or at once, and starts another one at its address. Returns when that is ready.
+    pub(crate) fn replace_gateway(&mut self, kill: bool) -> Result<(), String> {
+        if kill {
+            self.gateway.kill();
+        }
+        self.gateway.end();
+        let (program, args, environment) = &mut self.again;
+        let address = self.url.trim_start_matches("ws://").split('/').next().unwrap_or_default();
+        if let Some(at) = args.iter().position(|arg| arg == "--listen") {
+            args[at + 1] = address.into();
+        }
+        let (gateway, said) = Server::start(program, "gateway", args, environment, &self.data)?;
+        self.gateway = gateway;
+        self.gateway_admin = find_admin(&said).ok_or("the gateway did not say where its metrics are")?;
+        match find_url(&said) {
+            Some(url) if url == self.url => Ok(()),
+            other => Err(format!("the gateway came back at {other:?} and not at {}", self.url)),
+        }
     }
 }
 
@@ -227,6 +250,11 @@ impl Server {
             }
             eprintln!("{} did not end within {END_PATIENCE:?} of SIGTERM", self.name);
         }
+        self.kill();
+    }
+
+    /// SIGKILL.
+    fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

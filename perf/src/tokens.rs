@@ -83,6 +83,11 @@ impl Tokens {
     }
 }
 
+/// The third part of a token.
+pub(crate) fn signature(part: &str) -> Option<[u8; 64]> {
+    URL_SAFE_NO_PAD.decode(part).ok()?.try_into().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use crate::spawn::{self, Server};
 use crate::{DriverArg, stop_on_signals};
 use clap::Args;
 use client::EchoClient;
-pub(crate) use report::{Report, Round, Side};
+pub(crate) use report::{Report, Round, Side, median, thousandths};
 use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;

@@ -281,7 +281,7 @@ impl Client for Fleet<'_> {
 }
 
 /// Whether trying again is of no use.
-fn is_final(why: &Closed) -> bool {
+pub(crate) fn is_final(why: &Closed) -> bool {
     match why {
         Closed::Io(error) => !matches!(
             error.kind(),
@@ -301,7 +301,7 @@ fn is_final(why: &Closed) -> bool {
     }
 }
 
-fn hint(why: &Closed) -> &'static str {
+pub(crate) fn hint(why: &Closed) -> &'static str {
     match why {
         Closed::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
             "; nothing listens there: start a server, or let --spawn do it"
@@ -312,7 +312,7 @@ fn hint(why: &Closed) -> &'static str {
 }
 
 /// The reason as a name in the report.
-fn short(why: &Closed) -> String {
+pub(crate) fn short(why: &Closed) -> String {
     match why {
         Closed::Close { code, .. } => code.to_string(),
         Closed::Io(error) => format!("{:?}", error.kind()),

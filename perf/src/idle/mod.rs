@@ -2,13 +2,13 @@
 //! memory of the gateway and of the kernel, while some messages flow and every heart beats.
 
 pub(crate) mod args;
-mod fleet;
-mod logins;
-mod memory;
-mod plan;
+pub(crate) mod fleet;
+pub(crate) mod logins;
+pub(crate) mod memory;
+pub(crate) mod plan;
 mod report;
 mod run;
-mod session;
+pub(crate) mod session;
 mod talk;
 #[cfg(test)]
 mod tests;

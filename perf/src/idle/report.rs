@@ -2,6 +2,7 @@
 
 use super::fleet::Tally;
 use super::memory::{Kernel, KernelMb, Sample, megabytes};
+use crate::curve::{Point, latency_curve};
 use crate::ledger::{Audit, Counts};
 use crate::report::{Cost, Measures, percentile_ms};
 use serde::Serialize;
@@ -94,6 +95,8 @@ pub(crate) struct Report {
     answered_twice: u64,
     seq_collisions: u64,
     delivered_marks: u64,
+    latency_curve: Vec<Point>,
+    heartbeat_curve: Vec<Point>,
     curve: Vec<Sample>,
 }
 
@@ -167,6 +170,8 @@ impl Report {
             answered_twice: counts.answered_twice,
             seq_collisions: audit.seq_collisions,
             delivered_marks: found.delivered_marks,
+            latency_curve: latency_curve(&latency),
+            heartbeat_curve: latency_curve(&tally.heartbeat_us),
             curve: memory.curve,
         }
     }
