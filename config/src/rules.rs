@@ -46,15 +46,17 @@ const SOCKETS_MAX: usize = 16;
 const DAY_MS: i64 = 86_400_000;
 const GIB: i64 = 1 << 30;
 
-/// The log and the wire are bounded for 1,000 members; a fan-out of more would not fit one batch.
-const MEMBERS: Rule = Rule::Range(2, 1_000);
+/// Each event of such a chat is as many entries of inboxes; more would not fit one batch.
+const INBOX_MEMBERS: Rule = Rule::Range(2, 1_000);
 const LEVELS: Rule = Rule::OneOf(&["error", "warn", "info", "debug", "trace"]);
 const FORMATS: Rule = Rule::OneOf(&["text", "json"]);
 /// Limits of the protocol, which no configuration raises; a test holds them against `parley-protocol`.
 const PAYLOAD_BYTES_MAX: i64 = 256 << 10;
 const FRAME_BYTES_MAX: i64 = 1 << 20;
+const GROUP_MEMBERS_MAX: i64 = 10_000;
 const PAYLOAD: Rule = Rule::Bounded(1, PAYLOAD_BYTES_MAX, "the protocol knows no larger payload");
 const FRAME: Rule = Rule::Bounded(1_024, FRAME_BYTES_MAX, "the protocol decodes no larger frame");
+const GROUP_MEMBERS: Rule = Rule::Bounded(2, GROUP_MEMBERS_MAX, "the protocol knows no larger group");
 
 pub(crate) const GATEWAY: &[(&str, Rule)] = &[
     ("listen", Rule::Address),
@@ -100,8 +102,8 @@ pub(crate) const GATEWAY: &[(&str, Rule)] = &[
     ("session.resume_ttl_s", Rule::Range(1, 30 * 86_400)),
     ("session.subscriptions_max", Rule::Range(1, 4_096)),
     ("session.commands_in_flight_max", Rule::Range(1, 65_535)),
-    ("chat.inbox_fanout_members_max", MEMBERS),
-    ("chat.group_members_max", MEMBERS),
+    ("chat.inbox_fanout_members_max", INBOX_MEMBERS),
+    ("chat.group_members_max", GROUP_MEMBERS),
     ("chat.receipt_interval_ms", Rule::Range(1, 600_000)),
     ("chat.receipt_members_max", Rule::Range(0, 1_000)),
     ("chat.head_interval_ms", Rule::Range(1, 600_000)),
@@ -153,8 +155,8 @@ pub(crate) const STORAGE_WRITER: &[(&str, Rule)] = &[
     ("scylla.in_flight_min", Rule::Range(1, 32_768)),
     // The driver has as many requests on one connection.
     ("scylla.in_flight_max", Rule::Range(1, 32_768)),
-    ("limits.group_members_max", MEMBERS),
-    ("limits.inbox_fanout_members_max", MEMBERS),
+    ("limits.group_members_max", GROUP_MEMBERS),
+    ("limits.inbox_fanout_members_max", INBOX_MEMBERS),
     ("limits.payload_bytes_max", PAYLOAD),
     ("limits.chats_cached_max", Rule::Range(1, 100_000_000)),
     ("limits.users_cached_max", Rule::Range(1, 100_000_000)),
@@ -267,6 +269,7 @@ mod tests {
     fn ranges_end_at_the_limits_of_the_protocol() {
         assert_eq!(PAYLOAD_BYTES_MAX, limits::PAYLOAD_BYTES_MAX as i64);
         assert_eq!(FRAME_BYTES_MAX, limits::FRAME_BYTES_MAX as i64);
+        assert_eq!(GROUP_MEMBERS_MAX, limits::GROUP_MEMBERS_MAX as i64);
     }
 
     #[test]

@@ -108,7 +108,7 @@ fn wrong_types() {
 fn values_that_are_not_allowed() {
     insta::assert_snapshot!(gateway_error(
         "listen = \"localhost:7400\"\npath = \"ws\"\ndriver = \"kqueue\"\n[lobby]\norigins = [\"https://a.example/\"]\n",
-        &[("PARLEY_GATEWAY__CHAT__GROUP_MEMBERS_MAX", "1001")],
+        &[("PARLEY_GATEWAY__CHAT__INBOX_FANOUT_MEMBERS_MAX", "1001")],
         &[("shards", "-1")],
     ));
 }
@@ -122,12 +122,17 @@ fn ranges_end_where_the_protocol_does() {
              [session]\noutbox_bytes_max = 4194304\n"
         )
     };
-    let writer = |payload: u64| format!("[limits]\npayload_bytes_max = {payload}\n");
+    let writer = |payload: u64| format!("[limits]\npayload_bytes_max = {payload}\ngroup_members_max = 10000\n");
     let fits = dir(&gateway(262_144, 1_048_576), &writer(262_144));
     let sources = Sources { dir: Some(fits.path()), env: &[], flags: &[] };
     let message = load_gateway(sources).unwrap().config.message;
     assert_eq!((message.payload_bytes_max, message.frame_bytes_max), (262_144, 1_048_576));
-    assert_eq!(load_storage_writer(sources).unwrap().config.limits.payload_bytes_max, 262_144);
+    let limits = load_storage_writer(sources).unwrap().config.limits;
+    assert_eq!((limits.payload_bytes_max, limits.group_members_max), (262_144, 10_000));
+    assert_eq!(
+        gateway_error("[chat]\ngroup_members_max = 10001\n", &[], &[]),
+        "DIR/gateway.toml:2: `chat.group_members_max` is 10001; allowed: 2 to 10000: the protocol knows no larger group"
+    );
     assert_eq!(
         gateway_error(&gateway(262_145, 1_048_577), &[], &[]),
         "DIR/gateway.toml:2: `message.payload_bytes_max` is 262145; allowed: 1 to 262144: the protocol knows no \
