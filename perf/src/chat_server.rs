@@ -1,8 +1,8 @@
 //! A small chat server on tungstenite for tests of whole runs: faithful, or with one planted fault.
 
-use parley_protocol::frame::{HistoryPage, Pong, Sent, Welcome};
+use parley_protocol::frame::{Change, ChatRef, GroupChange, GroupCreate, Head, HistoryPage, Pong, Sent, Welcome};
 use parley_protocol::wire::{Encoding, decode_client_frame, encode_server_frame};
-use parley_protocol::{ChatId, ClientFrame, Event, MessageId, ServerFrame, UserId};
+use parley_protocol::{ChatId, ClientFrame, ClientMsgId, Event, MessageId, ServerFrame, UserId};
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
@@ -18,6 +18,10 @@ pub(crate) enum Fault {
     LosesAnEvent,
     DoublesAnEvent,
     ForgetsInHistory,
+    /// One receiver never gets it, and the history does not have it.
+    LosesForGood,
+    /// One receiver gets other bytes than the others.
+    AltersAnEvent,
     HangsUp,
 }
 
@@ -31,6 +35,8 @@ pub(crate) struct Chats {
     messages: u64,
     pub(crate) marks: u64,
     logs: HashMap<ChatId, Vec<Event>>,
+    /// Of groups, in the order in which they came in; all of them look at it.
+    members: HashMap<ChatId, Vec<UserId>>,
     /// The sending sides of all connections.
     sessions: HashMap<UserId, WebSocket<TcpStream>>,
 }
@@ -54,7 +60,8 @@ impl Chats {
     pub(crate) fn serve(fault: Fault, encoding: Encoding, connections: usize) -> Running {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let chats = Chats { fault, encoding, messages: 0, marks: 0, logs: HashMap::new(), sessions: HashMap::new() };
+        let (logs, members, sessions) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let chats = Chats { fault, encoding, messages: 0, marks: 0, logs, members, sessions };
         let chats = Arc::new(Mutex::new(chats));
         let serving = chats.clone();
         let thread = std::thread::spawn(move || {
@@ -81,7 +88,6 @@ impl Chats {
     }
 
     fn send(&mut self, sender: UserId, send: parley_protocol::frame::Send) {
-        let peer = send.chat_id.peer_of(sender).expect("the generator writes in its own chats");
         self.messages += 1;
         let faulty = self.messages == FAULTY;
         let log = self.logs.entry(send.chat_id).or_default();
@@ -99,6 +105,10 @@ impl Chats {
         };
         log.push(event.clone());
         self.tell(sender, &ServerFrame::Sent(Sent { chat_id, client_msg_id, message_id, seq }));
+        if let Some(members) = self.members.get(&chat_id).cloned() {
+            return self.spread(&event, &members, faulty);
+        }
+        let peer = send.chat_id.peer_of(sender).expect("the generator writes in its own chats");
         self.tell(sender, &ServerFrame::Event(event.clone()));
         if faulty && self.fault == Fault::LosesAnEvent {
             return;
@@ -113,6 +123,31 @@ impl Chats {
         self.tell(peer, &ServerFrame::Event(event));
     }
 
+    /// An event of a group to all of them; the fault befalls the last one.
+    fn spread(&mut self, event: &Event, members: &[UserId], faulty: bool) {
+        for (number, member) in members.iter().enumerate() {
+            let mut event = event.clone();
+            let fault = if faulty && number + 1 == members.len() { self.fault } else { Fault::None };
+            match fault {
+                Fault::LosesAnEvent | Fault::LosesForGood => continue,
+                Fault::DoublesAnEvent => self.tell(*member, &ServerFrame::Event(event.clone())),
+                Fault::AltersAnEvent => *event.envelope.body.last_mut().unwrap() ^= 1,
+                Fault::HangsUp => {
+                    self.sessions[member].get_ref().shutdown(std::net::Shutdown::Both).unwrap();
+                }
+                Fault::None | Fault::ForgetsInHistory => {}
+            }
+            self.tell(*member, &ServerFrame::Event(event));
+        }
+    }
+
+    /// Users come into a group; the event of that is not kept in full.
+    fn admit(&mut self, by: UserId, chat_id: ChatId, client_msg_id: ClientMsgId, users: &[UserId]) {
+        self.members.entry(chat_id).or_default().extend_from_slice(users);
+        let seq = self.logs.get(&chat_id).map_or(0, Vec::len) as u64;
+        self.tell(by, &ServerFrame::Sent(Sent { chat_id, client_msg_id, message_id: MessageId(1), seq }));
+    }
+
     fn frame(&mut self, user: UserId, frame: ClientFrame) {
         match frame {
             ClientFrame::Send(send) => self.send(user, send),
@@ -122,7 +157,8 @@ impl Chats {
             }
             ClientFrame::History(ask) => {
                 let log = self.logs.get(&ask.chat_id).into_iter().flatten();
-                let forgotten = (self.fault == Fault::ForgetsInHistory).then_some(MessageId(FAULTY));
+                let forgets = matches!(self.fault, Fault::ForgetsInHistory | Fault::LosesForGood);
+                let forgotten = forgets.then_some(MessageId(FAULTY));
                 let after = ask.after.unwrap();
                 let mut events: Vec<Event> =
                     log.filter(|it| it.seq > after && Some(it.message_id) != forgotten).cloned().collect();
@@ -131,6 +167,17 @@ impl Chats {
                 events.truncate(20);
                 let page = HistoryPage { request_id: ask.request_id, chat_id: ask.chat_id, events, more };
                 self.tell(user, &ServerFrame::HistoryPage(page));
+            }
+            ClientFrame::GroupCreate(GroupCreate { client_msg_id, members, .. }) => {
+                self.admit(user, ChatId::group(9), client_msg_id, &[&[user], &members[..]].concat());
+            }
+            ClientFrame::GroupChange(GroupChange { chat_id, client_msg_id, change: Change::Add { users } }) => {
+                self.admit(user, chat_id, client_msg_id, &users);
+            }
+            ClientFrame::Subscribe(ChatRef { chat_id }) => {
+                assert!(self.members[&chat_id].contains(&user));
+                let seq = self.logs.get(&chat_id).map_or(0, Vec::len) as u64;
+                self.tell(user, &ServerFrame::Head(Head { chat_id, seq, ordinal: seq }));
             }
             ClientFrame::Ping(ping) => self.tell(user, &ServerFrame::Pong(Pong { nonce: ping.nonce })),
             other => panic!("a frame that this test does not expect: {other:?}"),

@@ -4,7 +4,7 @@ use crate::net::frame::{HEAD_BYTES_MAX, Op, apply_mask, write_frame, write_head}
 use parley_protocol::event::ArchivedEvent;
 use parley_protocol::frame::{ArchivedSent, ArchivedServerFrame, Ping, Position, Send};
 use parley_protocol::wire::{Encoding, decode_server_frame, encode_client_frame};
-use parley_protocol::{Body, ChatId, ClientFrame, ClientMsgId, ErrorCode, MessageBody, ServerFrame, UserId};
+use parley_protocol::{Body, ChatId, ClientFrame, ClientMsgId, Envelope, ErrorCode, MessageBody, ServerFrame, UserId};
 
 /// A masked frame with places to patch.
 #[derive(Debug)]
@@ -105,6 +105,11 @@ impl Encoder {
         out.extend_from_slice(&self.send.bytes);
         self.send_chat.patch(&mut out[at..], chat_id.0.to_le_bytes());
         self.send_name.patch(&mut out[at..], client_msg_id.0.to_le_bytes());
+    }
+
+    /// What each message carries.
+    pub(crate) fn envelope(&self) -> Envelope {
+        self.message.to_envelope()
     }
 
     /// Appends a delivered mark.

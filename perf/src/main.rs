@@ -2,6 +2,8 @@
 
 #[path = "../baseline/echo.rs"]
 mod baseline;
+#[path = "../baseline/fanout.rs"]
+mod baseline_fanout;
 #[path = "../baseline/handshake.rs"]
 mod baseline_handshake;
 #[cfg(test)]
@@ -14,6 +16,7 @@ mod device;
 mod direct;
 mod echo;
 mod frames;
+mod group;
 mod hostile;
 mod idle;
 mod ledger;
@@ -53,6 +56,8 @@ Examples:
     cargo run --release -p perf -- direct --spawn --store scylla --users 200 --window 4 --seconds 30
   How many sessions a gateway holds, and what each costs in memory
     cargo run --release -p perf -- idle --spawn --connections 30000 --minutes 2
+  Deliveries to a group of 1,000 online members, and the CPU of each
+    cargo run --release -p perf -- group --spawn --members 1000 --window 64
   What an attacker can do to the others: the p99 of an honest load alone and beside each attack
     cargo run --release -p perf -- hostile --spawn
   Against a server that runs (`parley up`, its data in ./data)
@@ -89,6 +94,14 @@ enum Command {
     /// Very many sessions that do little but live: what each costs in memory.
     #[command(after_help = idle::args::EXAMPLES)]
     Idle(idle::args::IdleArgs),
+    /// One group whose members all look at it: deliveries a second, the CPU of each, the time to the last member.
+    #[command(after_help = group::args::GROUP_EXAMPLES)]
+    Group(group::args::GroupArgs),
+    /// One large chat with few writers, by the clock; gaps that a busy server leaves are filled from the history.
+    #[command(after_help = group::args::BROADCAST_EXAMPLES)]
+    Broadcast(group::args::BroadcastArgs),
+    /// The raw fan-out, which `group --baseline` and `broadcast --baseline` start.
+    BaselineFanout(group::args::BaselineArgs),
     /// The p99 of an honest load, alone and beside each kind of attack.
     #[command(after_help = hostile::args::EXAMPLES)]
     Hostile(hostile::args::HostileArgs),
@@ -321,6 +334,9 @@ fn main() -> ExitCode {
         Command::Churn(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
         Command::BaselineChurn(args) => args.run().map(|()| ExitCode::SUCCESS),
         Command::Idle(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
+        Command::Group(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
+        Command::Broadcast(args) => args.run().and_then(|report| finish(html, &report, &report.broken())),
+        Command::BaselineFanout(args) => args.run().map(|()| ExitCode::SUCCESS),
         Command::Hostile(args) => args.run().and_then(|report| {
             eprint!("{}", report.table());
             finish(html, &report, &report.broken)
@@ -368,6 +384,8 @@ mod tests {
             .chain(churn::EXAMPLES.lines())
             .chain(storm::EXAMPLES.lines())
             .chain(sync::EXAMPLES.lines())
+            .chain(group::args::GROUP_EXAMPLES.lines())
+            .chain(group::args::BROADCAST_EXAMPLES.lines())
             .chain(hostile::args::EXAMPLES.lines())
             .chain(writer::EXAMPLES.lines());
         for line in examples.filter_map(|line| line.trim().split_once(" -p perf -- ")) {

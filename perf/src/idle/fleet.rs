@@ -42,6 +42,22 @@ pub(crate) struct Identity {
     pub(crate) now_unix_s: u64,
 }
 
+impl Identity {
+    /// The first frame of a session, with a token of its own.
+    pub(crate) fn hello(&self, conn: u32) -> ClientFrame {
+        ClientFrame::Hello(Hello {
+            version: PROTOCOL_VERSION,
+            device_id: DeviceId(u128::from(self.run) << 64 | u128::from(conn)),
+            token: Some(self.tokens.sign(&format!("perf-{conn}"), self.now_unix_s)),
+            resume: None,
+            mark: None,
+            kinds_known: Vec::new(),
+            client: concat!("parley-perf/", env!("CARGO_PKG_VERSION")).to_owned(),
+            act_for: None,
+        })
+    }
+}
+
 /// What became of the sessions.
 #[derive(Debug)]
 pub(crate) struct Tally {
@@ -157,19 +173,8 @@ impl<'a> Fleet<'a> {
     }
 
     fn hello(&self, conn: u32) -> Rc<[u8]> {
-        let Identity { tokens, run, now_unix_s } = &self.identity;
-        let hello = Hello {
-            version: PROTOCOL_VERSION,
-            device_id: DeviceId(u128::from(*run) << 64 | u128::from(conn)),
-            token: Some(tokens.sign(&format!("perf-{conn}"), *now_unix_s)),
-            resume: None,
-            mark: None,
-            kinds_known: Vec::new(),
-            client: concat!("parley-perf/", env!("CARGO_PKG_VERSION")).to_owned(),
-            act_for: None,
-        };
         let mut bytes = Vec::new();
-        self.encoder.frame(&ClientFrame::Hello(hello), &mut bytes);
+        self.encoder.frame(&self.identity.hello(conn), &mut bytes);
         bytes.into()
     }
 

@@ -41,6 +41,11 @@ impl Session {
         *self = Self { user: user.0, stage: Stage::Seated, tries: self.tries, awaits_pong: false };
     }
 
+    /// Who it is, once it was seated.
+    pub(crate) fn user(&self) -> Option<UserId> {
+        (self.user != 0).then_some(UserId(self.user))
+    }
+
     /// Between its connect and its `Welcome`.
     pub(crate) fn is_logging_in(&self) -> bool {
         matches!(self.stage, Stage::Connecting | Stage::Upgrading | Stage::Greeting)
