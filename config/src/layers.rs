@@ -111,6 +111,7 @@ fn gateway_relations(config: &Gateway) -> Vec<(&'static str, Relation, u64, &'st
             "message.frame_bytes_max, or a large message never fits",
         ),
         ("chat.rate_burst", AtLeast, chat.rate_per_s.into(), "chat.rate_per_s"),
+        ("chat.channel_rate_burst", AtLeast, chat.channel_rate_per_s.into(), "chat.channel_rate_per_s"),
         (
             "message.frame_bytes_max",
             AtLeast,

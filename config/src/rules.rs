@@ -110,6 +110,8 @@ pub(crate) const GATEWAY: &[(&str, Rule)] = &[
     ("chat.chats_max", Rule::Range(1, 100_000_000)),
     ("chat.rate_per_s", Rule::Range(1, 10_000_000)),
     ("chat.rate_burst", Rule::Range(1, 10_000_000)),
+    ("chat.channel_rate_per_s", Rule::Range(1, 10_000_000)),
+    ("chat.channel_rate_burst", Rule::Range(1, 10_000_000)),
     ("message.payload_bytes_max", PAYLOAD),
     ("message.frame_bytes_max", FRAME),
     ("mesh.requests_max", Rule::Range(1, 1 << 20)),
@@ -156,10 +158,12 @@ pub(crate) const STORAGE_WRITER: &[(&str, Rule)] = &[
     // The driver has as many requests on one connection.
     ("scylla.in_flight_max", Rule::Range(1, 32_768)),
     ("limits.group_members_max", GROUP_MEMBERS),
+    ("limits.channel_members_max", Rule::Range(2, 100_000)),
     ("limits.inbox_fanout_members_max", INBOX_MEMBERS),
     ("limits.payload_bytes_max", PAYLOAD),
     ("limits.chats_cached_max", Rule::Range(1, 100_000_000)),
     ("limits.users_cached_max", Rule::Range(1, 100_000_000)),
+    ("limits.channel_members_cached_max", Rule::Range(1, 100_000_000)),
     ("log.format", FORMATS),
     ("log.level", LEVELS),
 ];

@@ -231,6 +231,10 @@ pub struct Chat {
     pub rate_per_s: u32,
     /// Commands of one session at once. At least rate_per_s.
     pub rate_burst: u32,
+    /// Messages a second of one channel, of all its members together, in the long run.
+    pub channel_rate_per_s: u32,
+    /// Messages of one channel at once. At least channel_rate_per_s.
+    pub channel_rate_burst: u32,
 }
 
 /// Messages and frames.
@@ -386,6 +390,8 @@ pub struct Scylla {
 pub struct Limits {
     /// Members of a group. The same in gateway.toml.
     pub group_members_max: u32,
+    /// Members of a channel, at most 100000.
+    pub channel_members_max: u32,
     /// Members up to which every event goes to every member's inbox. The same in gateway.toml.
     pub inbox_fanout_members_max: u32,
     /// Bytes of a message's payload, at most 262144. The same in gateway.toml.
@@ -394,4 +400,6 @@ pub struct Limits {
     pub chats_cached_max: u32,
     /// Users kept in memory.
     pub users_cached_max: u32,
+    /// Members of channels kept in memory, of all channels together: about 300 bytes each.
+    pub channel_members_cached_max: u32,
 }

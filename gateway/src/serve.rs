@@ -248,6 +248,8 @@ fn shard_options(options: &Options, shards: u16, gateway: u128) -> ShardOptions 
         requests_in_flight_max: session.commands_in_flight_max.min(u32::from(u16::MAX)) as u16,
         rate_per_s: chat.rate_per_s,
         rate_burst: chat.rate_burst,
+        channel_rate_per_s: chat.channel_rate_per_s,
+        channel_rate_burst: chat.channel_rate_burst,
         chats_max: chat.chats_max as usize,
         receipt_interval_ms: chat.receipt_interval_ms,
         receipt_members_max: chat.receipt_members_max as usize,

@@ -83,7 +83,7 @@ fn change(change: &Change) -> Result<(), Refusal> {
         Change::Add { users } | Change::Remove { users } => some_users(users),
         Change::Role { user, .. } => require(user.is_valid(), "user: a number from 1 to 2^63 - 1"),
         Change::Rename { title: text } => title(text),
-        Change::Leave {} => Ok(()),
+        Change::Leave {} | Change::Join {} => Ok(()),
     }
 }
 
@@ -107,6 +107,7 @@ impl ClientFrame {
             ClientFrame::Hello(frame) => hello(frame),
             ClientFrame::Send(frame) => chat(frame.chat_id),
             ClientFrame::GroupCreate(frame) => group_create(frame),
+            ClientFrame::ChannelCreate(frame) => title(&frame.title),
             ClientFrame::GroupChange(frame) => change(&frame.change).and_then(|()| chat(frame.chat_id)),
             ClientFrame::Delivered(frame) | ClientFrame::Read(frame) => chat(frame.chat_id),
             ClientFrame::Mute(frame) => {
@@ -136,6 +137,7 @@ impl ClientFrame {
         match self {
             ClientFrame::Send(frame) => Some(frame.client_msg_id),
             ClientFrame::GroupCreate(frame) => Some(frame.client_msg_id),
+            ClientFrame::ChannelCreate(frame) => Some(frame.client_msg_id),
             ClientFrame::GroupChange(frame) => Some(frame.client_msg_id),
             _ => None,
         }

@@ -4,7 +4,7 @@
 #![expect(missing_docs, reason = "the derive of the archived forms leaves fields of struct variants undocumented")]
 
 use crate::event::{Event, OwnState};
-use crate::{ChatId, ClientMsgId, DeviceId, Envelope, ErrorCode, MessageId, Role, UserId};
+use crate::{ChatId, ClientMsgId, DeviceId, Envelope, ErrorCode, MessageId, Posting, Role, UserId};
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// What a client says.
@@ -45,6 +45,8 @@ pub enum ClientFrame {
     Renew(Renew),
     /// Service role: ends the sessions of a device of the user that the session acts for.
     DeviceEnd(DeviceEnd),
+    /// Creates a channel. Answer: `Sent`, which names the new chat, or `Error`.
+    ChannelCreate(ChannelCreate),
 }
 
 /// Opens a session.
@@ -102,6 +104,20 @@ pub struct GroupCreate {
     pub members: Vec<UserId>,
 }
 
+/// A new channel. The sender becomes its owner, and its one member; others join.
+#[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChannelCreate {
+    /// The command's name.
+    pub client_msg_id: ClientMsgId,
+    /// May be empty.
+    #[serde(default)]
+    pub title: String,
+    /// Who may write; settled for ever.
+    #[serde(default)]
+    pub posting: Posting,
+}
+
 /// A change of a group.
 #[derive(Clone, Debug, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -142,6 +158,8 @@ pub enum Change {
     },
     /// Leaves. Anyone but the owner.
     Leave {},
+    /// Comes into a channel. Anyone.
+    Join {},
 }
 
 /// A position in a chat's log.

@@ -147,7 +147,8 @@ hex_id!(DeviceId, "a device id: 32 lower-case hex digits");
 ///
 /// The two top bits are a tag. `01`: a direct chat, then the smaller and the larger user id, 63 bits each; whoever
 /// starts it computes the same id, without a lookup. `10`: a group, with a Snowflake in the low 63 bits and zeros
-/// between.
+/// between. `11`: a channel, with a Snowflake in the low 63 bits and, of the bits between, the lowest set where everybody
+/// may write: who may is settled at creation, and every tier knows without asking.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize)]
 #[rkyv(derive(Clone, Copy))]
 pub struct ChatId(
@@ -163,6 +164,23 @@ pub enum ChatKind {
     Direct(UserId, UserId),
     /// A group, by its Snowflake.
     Group(u64),
+    /// A channel, by its Snowflake.
+    Channel(u64, Posting),
+}
+
+/// Who may write in a channel.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Archive, Serialize, Deserialize, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
+#[rkyv(derive(Clone, Copy, Debug))]
+#[repr(u8)]
+pub enum Posting {
+    /// The owner and admins.
+    #[default]
+    Admins = 1,
+    /// Every member.
+    Everybody = 2,
 }
 
 const USER_BITS: u32 = 63;
@@ -170,6 +188,8 @@ const USER_MASK: u128 = (1 << USER_BITS) - 1;
 const TAG_SHIFT: u32 = 126;
 const TAG_DIRECT: u128 = 0b01;
 const TAG_GROUP: u128 = 0b10;
+const TAG_CHANNEL: u128 = 0b11;
+const EVERYBODY: u64 = 1;
 const _: () = assert!(2 * USER_BITS == TAG_SHIFT && TAG_SHIFT + 2 == u128::BITS);
 
 impl ChatId {
@@ -188,6 +208,18 @@ impl ChatId {
         Self(TAG_GROUP << TAG_SHIFT | u128::from(snowflake))
     }
 
+    /// The channel that was created under this Snowflake.
+    pub fn channel(snowflake: u64, posting: Posting) -> Self {
+        debug_assert!(snowflake != 0 && snowflake >> USER_BITS == 0);
+        let high = if posting == Posting::Everybody { EVERYBODY } else { 0 };
+        Self(TAG_CHANNEL << TAG_SHIFT | u128::from(high) << USER_BITS | u128::from(snowflake))
+    }
+
+    /// Whether it names a channel.
+    pub fn is_channel(self) -> bool {
+        matches!(self.kind(), Some(ChatKind::Channel(..)))
+    }
+
     /// What the id names; `None` when it is not well-formed.
     pub fn kind(self) -> Option<ChatKind> {
         let high = (self.0 >> USER_BITS & USER_MASK) as u64;
@@ -195,11 +227,16 @@ impl ChatId {
         match self.0 >> TAG_SHIFT {
             TAG_DIRECT if high != 0 && high < low => Some(ChatKind::Direct(UserId(high), UserId(low))),
             TAG_GROUP if high == 0 && low != 0 => Some(ChatKind::Group(low)),
+            TAG_CHANNEL if low != 0 => match high {
+                0 => Some(ChatKind::Channel(low, Posting::Admins)),
+                EVERYBODY => Some(ChatKind::Channel(low, Posting::Everybody)),
+                _ => None,
+            },
             _ => None,
         }
     }
 
-    /// The other user of a direct chat; `None` for groups and for chats that `user` is not in.
+    /// The other user of a direct chat; `None` for groups, for channels and for chats that `user` is not in.
     pub fn peer_of(self, user: UserId) -> Option<UserId> {
         match self.kind() {
             Some(ChatKind::Direct(a, b)) if a == user => Some(b),

@@ -20,5 +20,5 @@ pub use body::{Attachment, Body, Envelope, Extension, MemberAction, MemberChange
 pub use error::ErrorCode;
 pub use event::{Event, OwnState};
 pub use frame::{ClientFrame, ServerFrame};
-pub use id::{ChatId, ChatKind, ClientMsgId, DeviceId, MessageId, UserId};
+pub use id::{ChatId, ChatKind, ClientMsgId, DeviceId, MessageId, Posting, UserId};
 pub use partition::{PARTITIONS, Partition};

@@ -15,6 +15,10 @@ pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
 pub const FRAME_BYTES_MAX: usize = 1024 * 1024;
 /// Members of a group at the most, whatever the configuration, as long as their list is one frame.
 pub const GROUP_MEMBERS_MAX: usize = 10_000;
+/// Members of a channel at the most, whatever the configuration. No frame, record or row lists them.
+pub const CHANNEL_MEMBERS_MAX: usize = 100_000;
+/// How often somebody may come into one channel by itself: each time is an interval in the row of the membership.
+pub const CHANNEL_JOINS_MAX: usize = 256;
 /// A chat title, bytes of UTF-8.
 pub const TITLE_BYTES_MAX: usize = 256;
 /// A user name, bytes of UTF-8.

@@ -7,7 +7,7 @@
 
 use crate::event::{Event, OwnState};
 use crate::frame::{Change, ChatSummary, Interval, Member, UserName};
-use crate::{ChatId, ClientMsgId, Envelope, ErrorCode, MessageId, Role, UserId};
+use crate::{ChatId, ClientMsgId, Envelope, ErrorCode, MessageId, Posting, Role, UserId};
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Gateway to writer.
@@ -145,6 +145,14 @@ pub enum Ask {
         /// The token's `sub`.
         subject: String,
     },
+    /// Which of these users are in a channel, after everything that was asked before. Answer: `Chat` with those who are,
+    /// `Refused` or `Failed`.
+    Among {
+        /// The channel.
+        chat_id: ChatId,
+        /// At most [`crate::limits::MEMBER_CHANGES_MAX`].
+        users: Vec<UserId>,
+    },
 }
 
 /// A command, named for ever by (chat, sender, client_msg_id); a creation by (sender, client_msg_id).
@@ -174,6 +182,13 @@ pub enum Action {
     },
     /// Changes a group.
     Change(Change),
+    /// Creates a channel.
+    CreateChannel {
+        /// May be empty.
+        title: String,
+        /// Who may write.
+        posting: Posting,
+    },
 }
 
 /// New marks of a member; 0 leaves a mark where it is, and a lower one than stored changes nothing.
@@ -322,7 +337,7 @@ pub struct ChatState {
     pub head_ordinal: u64,
     /// Above the inbox limit.
     pub large: bool,
-    /// Everybody in it now.
+    /// Everybody in it now; of a channel, those who were asked about.
     pub members: Vec<MemberState>,
 }
 

@@ -180,6 +180,8 @@ fn the_limits_are_the_code_s() {
         ("payload of a message", limits::PAYLOAD_BYTES_MAX),
         ("a frame to the server", limits::FRAME_BYTES_MAX),
         ("members of a group", limits::GROUP_MEMBERS_MAX),
+        ("members of a channel", limits::CHANNEL_MEMBERS_MAX),
+        ("times that a user joins one channel by itself", limits::CHANNEL_JOINS_MAX),
         ("a chat title (no control characters)", limits::TITLE_BYTES_MAX),
         ("a user name", limits::NAME_BYTES_MAX),
         ("a content type (not empty)", limits::CONTENT_TYPE_BYTES_MAX),

@@ -1,7 +1,7 @@
 //! Ids: their text, the layout of a chat's, and the frozen hash that places them.
 
 use parley_protocol::partition::{self, PARTITIONS, of_chat, of_user};
-use parley_protocol::{ChatId, ChatKind, ClientMsgId, MessageId, UserId};
+use parley_protocol::{ChatId, ChatKind, ClientMsgId, MessageId, Posting, UserId};
 use proptest::prelude::*;
 
 const USER_MAX: u64 = (1 << 63) - 1;
@@ -32,12 +32,16 @@ fn the_layout_of_a_chat_id_is_frozen() {
         "63 bits each behind the tag"
     );
     assert_eq!(ChatId::group(1).to_string(), "80000000000000000000000000000001");
+    assert_eq!(ChatId::channel(1, Posting::Admins).to_string(), "c0000000000000000000000000000001");
+    assert_eq!(ChatId::channel(1, Posting::Everybody).to_string(), "c0000000000000008000000000000001");
 }
 
 #[test]
 fn what_is_no_chat_id() {
     let none = |text: &str| text.parse::<ChatId>().unwrap().kind().is_none();
-    assert!(none("00000000000000000000000000000000") && none("c0000000000000000000000000000001"));
+    assert!(none("00000000000000000000000000000000") && none("00000000000000000000000000000001"));
+    assert!(none("c0000000000000000000000000000000"), "a channel without a number");
+    assert!(none("c0000000000000010000000000000001"), "a channel with settings that do not exist");
     assert!(none("80000000000000000000000000000000"), "a group without a number");
     assert!(none("80000000000000008000000000000001"), "a group with something between");
     assert!(none("40000000000000000000000000000002"), "a direct chat with user 0");
@@ -86,9 +90,19 @@ proptest! {
         let again = match ChatId(bits).kind() {
             Some(ChatKind::Direct(a, b)) => ChatId::direct(a, b),
             Some(ChatKind::Group(id)) => Some(ChatId::group(id)),
+            Some(ChatKind::Channel(id, posting)) => Some(ChatId::channel(id, posting)),
             None => None,
         };
         prop_assert!(again.is_none_or(|again| again.0 == bits), "one id, one text");
+    }
+
+    #[test]
+    fn channels_come_back(id in 1..=USER_MAX, everybody: bool) {
+        let posting = if everybody { Posting::Everybody } else { Posting::Admins };
+        let chat = ChatId::channel(id, posting);
+        prop_assert_eq!(chat.kind(), Some(ChatKind::Channel(id, posting)));
+        prop_assert!(chat.is_channel() && !ChatId::group(id).is_channel());
+        prop_assert_eq!(chat.to_string().parse(), Ok(chat));
     }
 
     #[test]

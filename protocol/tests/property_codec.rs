@@ -100,6 +100,7 @@ fn change() -> impl Strategy<Value = Change> {
         (user(), role()).prop_map(|(user, role)| Change::Role { user, role }),
         any::<String>().prop_map(|title| Change::Rename { title }),
         Just(Change::Leave {}),
+        Just(Change::Join {}),
     ]
 }
 

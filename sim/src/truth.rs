@@ -5,7 +5,7 @@ use crate::trace::digest;
 use parley_protocol::body::kind;
 use parley_protocol::frame::Change;
 use parley_protocol::{
-    Body, ChatId, ChatKind, ClientMsgId, ErrorCode, MemberAction, MessageId, Role, UserId, partition,
+    Body, ChatId, ChatKind, ClientMsgId, ErrorCode, Event, MemberAction, MessageId, Posting, Role, UserId, partition,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use storage_core::store::{Append, EntryRow, Group, MarkRow};
@@ -75,6 +75,8 @@ pub(crate) struct Chat {
     /// It had more members than leave entries, at some time.
     pub(crate) was_large: bool,
     titles: Vec<(u64, String)>,
+    /// Own messages are not told from others'.
+    channel: bool,
 }
 
 impl Chat {
@@ -131,7 +133,7 @@ impl Chat {
             (Change::Remove { users }, _) => {
                 users.iter().all(|other| *other != user && self.was_member(*other, since, true))
             }
-            (Change::Role { .. } | Change::Leave {}, _) => false,
+            (Change::Role { .. } | Change::Leave {} | Change::Join {}, _) => false,
         }
     }
 
@@ -158,7 +160,7 @@ impl Chat {
     pub(crate) fn unread(&self, user: UserId, read: u64, head: u64) -> u64 {
         let of_others = |seq: &u64| {
             let event = self.at(*seq).expect("below the head");
-            event.kind == kind::MESSAGE && event.sender != user
+            event.kind == kind::MESSAGE && (event.sender != user || self.channel)
         };
         (read + 1..=head.min(self.head())).filter(of_others).count() as u64
     }
@@ -218,6 +220,16 @@ pub(crate) type Verdict = Result<(), (&'static str, String)>;
 
 fn ensure(holds: bool, oracle: &'static str, what: impl FnOnce() -> String) -> Verdict {
     if holds { Ok(()) } else { Err((oracle, what())) }
+}
+
+fn is_direct(chat_id: ChatId) -> bool {
+    matches!(chat_id.kind(), Some(ChatKind::Direct(..)))
+}
+
+/// Whether an event says that its sender came in, and nothing else.
+fn joins_alone(event: &Event) -> bool {
+    let Ok(Body::Membership(body)) = event.envelope.to_body() else { return false };
+    matches!(&body.changes[..], [one] if one.action == MemberAction::Added && one.user_id == event.sender && one.role == Role::Member)
 }
 
 impl Truth {
@@ -331,7 +343,7 @@ impl Truth {
     fn take_append(&mut self, append: &Append, now: u64, granted: u64) -> Verdict {
         let chat_id = append.chat_id;
         let (group, fanout_max) = (self.group, self.fanout_max);
-        if !self.chats.contains_key(&chat_id) && matches!(chat_id.kind(), Some(ChatKind::Group(_))) {
+        if !self.chats.contains_key(&chat_id) && !is_direct(chat_id) {
             self.groups.push(chat_id);
         }
         let chat = self.chats.entry(chat_id).or_default();
@@ -355,7 +367,8 @@ impl Truth {
             ensure(rises, "message_id rises", || format!("{chat_id} {seq}: {}", event.message_id))?;
             let before = chat.present();
             let founds = before.is_empty() && seq == 1;
-            ensure(founds || before.contains(&event.sender), "the log decides", || {
+            let joins = chat_id.is_channel() && joins_alone(event) && !before.is_empty();
+            ensure(founds || joins || before.contains(&event.sender), "the log decides", || {
                 format!("{chat_id} {seq}: {} is no member", event.sender)
             })?;
             let mut concerned = BTreeSet::new();
@@ -376,7 +389,9 @@ impl Truth {
                     })?;
                     let own = change.user_id == event.sender;
                     let may = match change.action {
-                        MemberAction::Added => founds || role >= Some(Role::Admin),
+                        MemberAction::Added => {
+                            founds || role >= Some(Role::Admin) || (joins_alone(event) && own && chat_id.is_channel())
+                        }
                         MemberAction::Removed => role >= Some(Role::Admin) && member.role < role && !own,
                         MemberAction::Left => own && (role < Some(Role::Owner) || before.len() == 1),
                         MemberAction::RoleChanged => role == Some(Role::Owner),
@@ -400,14 +415,16 @@ impl Truth {
                 }
             }
             let after = chat.present();
-            chat.was_large |= after.len() > fanout_max;
+            let channel = chat_id.is_channel();
+            chat.channel = channel;
+            chat.was_large |= channel || after.len() > fanout_max;
             let owners = chat.members.values().filter(|member| member.role == Some(Role::Owner)).count();
-            let is_group = matches!(chat_id.kind(), Some(ChatKind::Group(_)));
+            let is_group = !is_direct(chat_id);
             ensure(!is_group || owners == usize::from(!after.is_empty()), "the log decides", || {
                 format!("{chat_id} {seq}: {owners} owners of {} members", after.len())
             })?;
             // Rule 3: everybody before and after, unless the chat is large before and after.
-            let large = before.len() > fanout_max && after.len() > fanout_max;
+            let large = channel || before.len() > fanout_max && after.len() > fanout_max;
             let mut expected = if large { BTreeSet::new() } else { after };
             expected.extend(concerned);
             let entries = append.entries.iter().filter(|entry| entry.row == EntryRow::Event { chat_id, seq });
@@ -416,7 +433,12 @@ impl Truth {
                 format!("{chat_id} {seq}: entries for {targets:?}, should be {expected:?}")
             })?;
             let member = chat.members.entry(event.sender).or_default();
-            member.sent += u64::from(is_message);
+            // In a channel nobody's own messages are counted; who may write stands in its id.
+            member.sent += u64::from(is_message && !channel);
+            let admins_only = chat_id.kind().is_some_and(|kind| matches!(kind, ChatKind::Channel(_, Posting::Admins)));
+            ensure(!is_message || !admins_only || role >= Some(Role::Admin), "the log decides", || {
+                format!("{chat_id} {seq}: {} writes as {role:?}", event.sender)
+            })?;
             let sent = member.sent;
             ensure(event.sender_sent == sent, "sent is counted", || {
                 format!("{chat_id} {seq}: {} sent {sent}, the event says {}", event.sender, event.sender_sent)
@@ -463,7 +485,7 @@ impl Truth {
             ensure(first.is_none(), "numbered once", || {
                 format!("{chat_id}: {} of {} is {first:?} and {seq}", event.client_msg_id, event.sender)
             })?;
-            if seq == 1 && matches!(chat_id.kind(), Some(ChatKind::Group(_))) {
+            if seq == 1 && !is_direct(chat_id) {
                 let first = self.created.insert((event.sender, event.client_msg_id), chat_id);
                 ensure(first.is_none(), "numbered once", || {
                     format!("{} creates {first:?} and {chat_id}", event.sender)

@@ -88,6 +88,15 @@ pub enum HomeReply {
         /// The command, if it was one.
         client_msg_id: Option<ClientMsgId>,
     },
+    /// The channel takes no more messages now.
+    Slow {
+        /// The channel.
+        chat_id: ChatId,
+        /// The command.
+        client_msg_id: ClientMsgId,
+        /// When there is room again.
+        retry_after_ms: u32,
+    },
     /// There will be no live events.
     NotSubscribed {
         /// Why.

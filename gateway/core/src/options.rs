@@ -63,6 +63,10 @@ pub struct Options {
     pub rate_per_s: u32,
     /// Commands of one session at once.
     pub rate_burst: u32,
+    /// Messages a second of one channel, of all its members together, in the long run.
+    pub channel_rate_per_s: u32,
+    /// Messages of one channel at once.
+    pub channel_rate_burst: u32,
     /// Chat homes kept in memory.
     pub chats_max: usize,
     /// Marks of a chat are stored and shown at most so often.
@@ -136,6 +140,8 @@ impl Default for Options {
             ahead_bytes_max: 1 << 20,
             rate_per_s: 1_000,
             rate_burst: 2_000,
+            channel_rate_per_s: 100,
+            channel_rate_burst: 200,
             chats_max: 200_000,
             receipt_interval_ms: 1_000,
             receipt_members_max: 100,

@@ -315,6 +315,8 @@ pub(super) fn start_writer(configuration: &Configuration, signals: &Signals) -> 
     let writer = &mut options.writer;
     writer.worker = config.worker;
     writer.group_members_max = config.limits.group_members_max as usize;
+    writer.channel_members_max = config.limits.channel_members_max as usize;
+    writer.seats_cached_max = config.limits.channel_members_cached_max as usize;
     writer.inbox_fanout_members_max = config.limits.inbox_fanout_members_max as usize;
     writer.payload_bytes_max = config.limits.payload_bytes_max;
     writer.batch_commands_max = config.commit.batch_commands_max as usize;

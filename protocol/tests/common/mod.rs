@@ -6,7 +6,7 @@ use parley_protocol::frame::*;
 use parley_protocol::link::*;
 use parley_protocol::{
     Attachment, Body, ChatId, ClientFrame, ClientMsgId, DeviceId, Envelope, ErrorCode, Event, Extension, MemberAction,
-    MemberChange, MessageBody, MessageId, OwnState, Role, ServerFrame, UserId,
+    MemberChange, MessageBody, MessageId, OwnState, Posting, Role, ServerFrame, UserId,
 };
 
 /// The variants of an enum, and the name of one: a new variant does not compile until it is listed here.
@@ -20,14 +20,14 @@ macro_rules! variants {
 }
 
 variants!(CLIENT_NAMES, client_name, ClientFrame: Hello Send GroupCreate GroupChange Delivered Read Mute Subscribe
-    Unsubscribe Chats History Members Resolve Profiles Ping Renew DeviceEnd);
+    Unsubscribe Chats History Members Resolve Profiles Ping Renew DeviceEnd ChannelCreate);
 variants!(SERVER_NAMES, server_name, ServerFrame: Welcome Sent Error Event Own Receipt Head Mark Truncated ChatList
     HistoryPage MemberPage Users Pong Reconnect Renewed);
 variants!(BODY_NAMES, body_name, Body: Message Edit Delete Reaction Membership Title Unknown);
-variants!(CHANGE_NAMES, change_name, Change: Add Remove Role Rename Leave);
+variants!(CHANGE_NAMES, change_name, Change: Add Remove Role Rename Leave Join);
 variants!(ASK_NAMES, ask_name, Ask: Open LoadChat Command Marks Mute Inbox History Chats Members Login Resolve
-    Profiles LookUp);
-variants!(ACTION_NAMES, action_name, Action: Send Create Change);
+    Profiles LookUp Among);
+variants!(ACTION_NAMES, action_name, Action: Send Create Change CreateChannel);
 variants!(REPLY_NAMES, reply_name, Reply: Opened Chat Durable Duplicate Refused Failed Fenced Marked Inbox History Chats
     Members LoggedIn Users);
 variants!(TO_WRITER_NAMES, to_writer_name, ToWriter: Hello Request);
@@ -79,6 +79,10 @@ pub(crate) fn direct() -> ChatId {
 
 pub(crate) fn group() -> ChatId {
     ChatId::group(7_266_900_000_000_000_001)
+}
+
+pub(crate) fn channel() -> ChatId {
+    ChatId::channel(7_266_900_000_000_000_001, Posting::Everybody)
 }
 
 pub(crate) fn text(text: &str) -> MessageBody {
@@ -203,6 +207,12 @@ pub(crate) fn client_frames() -> Vec<ClientFrame> {
         ClientFrame::Ping(Ping { nonce: 9 }),
         ClientFrame::Renew(Renew { token: "eyJ.eyJ.new".into() }),
         ClientFrame::DeviceEnd(DeviceEnd { device_id: DEVICE }),
+        command(channel(), Change::Join {}),
+        ClientFrame::ChannelCreate(ChannelCreate {
+            client_msg_id: COMMAND,
+            title: "News".into(),
+            posting: Posting::Everybody,
+        }),
     ]
 }
 
@@ -315,6 +325,8 @@ pub(crate) fn asks() -> Vec<Ask> {
     ];
     asks.extend(actions().into_iter().map(command));
     asks.push(Ask::LookUp { issuer: "https://id.example".into(), subject: "a-7".into() });
+    asks.push(Ask::Among { chat_id: channel(), users: vec![ALICE, BOB] });
+    asks.push(command(Action::CreateChannel { title: "News".into(), posting: Posting::Admins }));
     asks
 }
 

@@ -9,7 +9,7 @@ use parley_protocol::body::{Body, MessageBody};
 use parley_protocol::frame::Change;
 use parley_protocol::link::{Action as Act, Ask, Command, LinkHello, MarkUpdate, Reply, Request, ToGateway};
 use parley_protocol::partition::split_mix_64;
-use parley_protocol::{ChatId, ClientMsgId, Role, UserId, limits};
+use parley_protocol::{ChatId, ClientMsgId, Posting, Role, UserId, limits};
 use std::collections::HashMap;
 
 /// An engine under test.
@@ -35,7 +35,7 @@ type Case<H> = (&'static str, fn(H));
 
 /// Runs every case; each gets a new, empty store. Panics at the first that does not hold, after printing its name.
 pub fn run<H: Harness>(mut new_store: impl FnMut() -> H) {
-    let cases: [Case<H>; 9] = [
+    let cases: [Case<H>; 10] = [
         ("an empty store knows nothing", an_empty_store_knows_nothing),
         ("what is durable survives a restart", what_is_durable_survives_a_restart),
         ("a group applied twice changes nothing", a_group_applied_twice_changes_nothing),
@@ -44,6 +44,7 @@ pub fn run<H: Harness>(mut new_store: impl FnMut() -> H) {
         ("a chat is loaded from its checkpoint and what follows", a_chat_is_loaded_from_its_checkpoint),
         ("loads see what is submitted", loads_see_what_is_submitted),
         ("ranges have their ends", ranges_have_their_ends),
+        ("a channel is loaded without its members", a_channel_is_loaded_without_its_members),
         ("random work reads like the model", random_work_reads_like_the_model),
     ];
     for (name, case) in cases {
@@ -73,7 +74,8 @@ struct Rig<H> {
 impl<H: Harness> Rig<H> {
     fn new(harness: H, state: State, now: Now) -> Rig<H> {
         // Small batches: many groups.
-        let options = Options { batch_commands_max: 8, group_members_max: 12, ..Rig::<H>::options() };
+        let options =
+            Options { batch_commands_max: 8, group_members_max: 12, channel_members_max: 8, ..Rig::<H>::options() };
         let mut rig = Rig {
             harness,
             model: Model::open(state),
@@ -96,7 +98,13 @@ impl<H: Harness> Rig<H> {
     }
 
     fn options() -> Options {
-        Options { inbox_fanout_members_max: 5, chats_cached_max: 3, users_cached_max: 4, ..Options::default() }
+        Options {
+            inbox_fanout_members_max: 5,
+            chats_cached_max: 3,
+            users_cached_max: 4,
+            seats_cached_max: 4,
+            ..Options::default()
+        }
     }
 
     fn random(&mut self, below: usize) -> usize {
@@ -258,7 +266,8 @@ fn compare_chat(view: &impl View, state: &State, chat_id: ChatId) {
             let expected = state.events(chat_id, from, to, limit, newest_first);
             assert_eq!(view.events(chat_id, from, to, limit, newest_first), expected, "{from}..={to}");
         }
-        for user_id in state.users.keys() {
+        // Own messages are not counted in channels.
+        for user_id in state.users.keys().filter(|_| !chat_id.is_channel()) {
             let expected = state.count_messages(chat_id, *user_id, from, to);
             assert_eq!(view.count_messages(chat_id, *user_id, from, to), expected);
         }
@@ -292,6 +301,7 @@ fn an_empty_store_knows_nothing<H: Harness>(mut harness: H) {
         (StoreRequest::LoadMeta, StoreResult::Meta(Meta::default())),
         (StoreRequest::LoadChat(chat_id), StoreResult::Chat(None)),
         (StoreRequest::LoadUser(UserId(1)), StoreResult::User(None)),
+        (StoreRequest::LoadMember { chat_id, user_id: UserId(1) }, StoreResult::Member(None)),
         (StoreRequest::FindCommand(name), StoreResult::Found(None)),
         (StoreRequest::FindUnique("n\0a".to_owned()), StoreResult::Unique(None)),
         (StoreRequest::LoadEvent { chat_id, seq: 1 }, StoreResult::Event(None)),
@@ -453,6 +463,43 @@ fn ranges_have_their_ends<H: Harness>(harness: H) {
     rig.reopen().compare();
 }
 
+fn a_channel_is_loaded_without_its_members<H: Harness>(harness: H) {
+    let mut rig = Rig::new(harness, State::default(), START);
+    let users = rig.users(6);
+    let create = Act::CreateChannel { title: "news".to_owned(), posting: Posting::Everybody };
+    let ask = rig.command(None, users[0], create);
+    let Reply::Durable(made) = rig.ask(ask) else { panic!("a channel is made") };
+    let chat_id = made[0].event.chat_id;
+    for user_id in &users[1..] {
+        let ask = rig.command(Some(chat_id), *user_id, Act::Change(Change::Join {}));
+        assert!(matches!(rig.ask(ask), Reply::Durable(_)));
+    }
+    for at in 0..90 {
+        let ask = rig.say(chat_id, users[at % 6], at);
+        rig.put(ask);
+    }
+    rig.run();
+    let read = Ask::Marks { chat_id, marks: vec![MarkUpdate { user_id: users[1], delivered_seq: 20, read_seq: 20 }] };
+    assert!(matches!(rig.ask(read), Reply::Marked(marks) if marks[0].own.read_sent == 0));
+    let ask = rig.command(Some(chat_id), users[2], Act::Change(Change::Leave {}));
+    rig.ask(ask);
+    let mut rig = rig.reopen();
+    let op = 1_000_000;
+    let StoreResult::Chat(Some(stored)) = one(&mut rig.harness, op, StoreRequest::LoadChat(chat_id)) else {
+        panic!("it was written");
+    };
+    assert!(stored.members.is_empty() && stored.checkpoint.channel_members() == 5);
+    for (at, user_id) in users.iter().copied().chain([UserId(1)]).enumerate() {
+        let expected = StoreResult::Member(rig.model.state.load_member(chat_id, user_id));
+        let request = StoreRequest::LoadMember { chat_id, user_id };
+        assert_eq!(one(&mut rig.harness, op + 1 + at as u64, request), expected);
+    }
+    let ask = rig.command(Some(chat_id), users[2], Act::Change(Change::Join {}));
+    assert!(matches!(rig.ask(ask), Reply::Durable(next) if next[0].targets.len() == 1));
+    rig.compare();
+    rig.reopen().compare();
+}
+
 fn random_work_reads_like_the_model<H: Harness>(harness: H) {
     let mut rig = Rig::new(harness, State::default(), START);
     let users = rig.users(9);
@@ -463,7 +510,16 @@ fn random_work_reads_like_the_model<H: Harness>(harness: H) {
         let other = users[rig.random(users.len())];
         let seq = rig.random(30) as u64;
         let change = |change| Act::Change(change);
-        let ask = match rig.random(12) {
+        let ask = match rig.random(15) {
+            12 => {
+                let posting = if rig.random(3) == 0 { Posting::Admins } else { Posting::Everybody };
+                rig.command(None, user_id, Act::CreateChannel { title: format!("{round}"), posting })
+            }
+            13 | 14 => {
+                let channels: Vec<ChatId> = chats.iter().copied().filter(|chat_id| chat_id.is_channel()).collect();
+                let channel = channels.get(rig.random(channels.len().max(1))).copied().unwrap_or(chat_id);
+                rig.command(Some(channel), user_id, change(Change::Join {}))
+            }
             0 => {
                 let members = users[..rig.random(users.len())].to_vec();
                 rig.command(None, user_id, Act::Create { title: format!("{round}"), members })

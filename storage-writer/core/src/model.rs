@@ -184,8 +184,15 @@ impl State {
         Some(StoredChat {
             checkpoint: rows.checkpoint.clone(),
             tail: rows.events.range(rows.checkpoint.seq + 1..).map(|(_, event)| event.clone()).collect(),
-            members: rows.members.iter().map(member).collect(),
+            members: if chat_id.is_channel() { Vec::new() } else { rows.members.iter().map(member).collect() },
         })
+    }
+
+    /// One member as the writer loads it.
+    pub fn load_member(&self, chat_id: ChatId, user_id: UserId) -> Option<StoredMember> {
+        let rows = self.chats.get(&chat_id)?;
+        let row = rows.members.get(&user_id)?.clone();
+        Some(StoredMember { user_id, row, marks: rows.marks.get(&user_id).copied().unwrap_or_default() })
     }
 
     fn user_of(&self, user_id: UserId) -> Option<StoredUser> {
@@ -205,6 +212,7 @@ impl State {
         Some(match request {
             StoreRequest::LoadMeta => StoreResult::Meta(self.meta.clone()),
             StoreRequest::LoadChat(chat_id) => StoreResult::Chat(self.load_chat(*chat_id).map(Box::new)),
+            StoreRequest::LoadMember { chat_id, user_id } => StoreResult::Member(self.load_member(*chat_id, *user_id)),
             StoreRequest::LoadUser(user_id) => StoreResult::User(self.user_of(*user_id)),
             StoreRequest::FindCommand(name) => StoreResult::Found(self.commands.get(&key_of(name)).copied()),
             StoreRequest::FindUnique(key) => StoreResult::Unique(self.uniques.get(key).copied()),

@@ -334,7 +334,11 @@ fn summary(
     };
     let direct = chat_id.peer_of(user_id).is_some();
     // Nobody sends after leaving: what was sent up to the head was sent up to what one may see.
-    let sent = if direct && head.sender == user_id {
+    let channel = chat_id.is_channel();
+    let sent = if channel {
+        // Own messages are not counted.
+        0
+    } else if direct && head.sender == user_id {
         head.sender_sent
     } else if direct {
         head.ordinal.saturating_sub(head.sender_sent)
@@ -342,6 +346,7 @@ fn summary(
         let until = checkpoint.sent.iter().find(|(sender, _)| *sender == user_id).map_or(0, |(_, sent)| *sent);
         until + view.count_messages(chat_id, user_id, checkpoint.seq + 1, head.seq)?
     };
+    let present = channel.then(|| checkpoint.channel_members() as u32);
     let wrong = planted::has(Bug::TitleWrong) && !direct;
     let title = if wrong { "wrong".to_owned() } else { title(view, chat_id, checkpoint, &row, direct)? };
     let visible_seq = row.intervals.last().and_then(|interval| interval.left_seq).unwrap_or(head.seq).min(head.seq);
@@ -366,7 +371,10 @@ fn summary(
         () => marks,
     };
     let sent = if planted::has(Bug::OwnMessagesUnread) { marks.read_sent } else { sent };
-    let members = view.member_count(chat_id)?;
+    let members = match present {
+        Some(present) => present,
+        None => view.member_count(chat_id)?,
+    };
     Ok(Some(ChatSummary {
         chat_id,
         title,
@@ -378,7 +386,7 @@ fn summary(
         own: own_state(chat_id, &marks),
         unread: unread(last.ordinal, sent, marks.read_ordinal, marks.read_sent),
         intervals: row.intervals,
-        large: members as usize > options.inbox_fanout_members_max,
+        large: channel || members as usize > options.inbox_fanout_members_max,
         last: Some(last),
     }))
 }

@@ -31,8 +31,15 @@ pub trait Store {
 pub enum StoreRequest {
     /// Answer: `Meta`.
     LoadMeta,
-    /// Answer: `Chat`.
+    /// Answer: `Chat`, of a channel without its members.
     LoadChat(ChatId),
+    /// One member of a channel. Answer: `Member`.
+    LoadMember {
+        /// The channel.
+        chat_id: ChatId,
+        /// Who.
+        user_id: UserId,
+    },
     /// Answer: `User`.
     LoadUser(UserId),
     /// Answer: `Found`.
@@ -68,6 +75,8 @@ pub enum StoreResult {
     Meta(Meta),
     /// Of `LoadChat`: nothing when the chat was never written.
     Chat(Option<Box<StoredChat>>),
+    /// Of `LoadMember`: nothing when the user never was one.
+    Member(Option<StoredMember>),
     /// Of `LoadUser`: nothing when there is no such user.
     User(Option<StoredUser>),
     /// Of `FindCommand`.
@@ -266,8 +275,21 @@ pub struct Checkpoint {
     pub message_id: u64,
     /// A group's title.
     pub title: String,
-    /// Own messages of everyone who sent one and is, or was, a member.
+    /// Own messages of everyone who sent one and is, or was, a member. Of a channel, where own messages are not counted:
+    /// how many members there are now, under user id 0, which nobody has ([`Checkpoint::of_channel`]).
     pub sent: Vec<(UserId, u64)>,
+}
+
+impl Checkpoint {
+    /// A channel's. So the count of members is in a row that both engines have had from the first, and costs no walk.
+    pub fn of_channel(seq: u64, ordinal: u64, message_id: u64, title: String, present: u64) -> Checkpoint {
+        Checkpoint { seq, ordinal, message_id, title, sent: vec![(UserId(0), present)] }
+    }
+
+    /// Members of a channel after this event.
+    pub fn channel_members(&self) -> u64 {
+        self.sent.first().map_or(0, |(_, present)| *present)
+    }
 }
 
 /// A chat as it is loaded.
@@ -277,7 +299,7 @@ pub struct StoredChat {
     pub checkpoint: Checkpoint,
     /// Events above it, in order, whole to the head.
     pub tail: Vec<Event>,
-    /// Everyone who is or was a member.
+    /// Everyone who is or was a member; nobody of a channel, whose members are loaded one by one.
     pub members: Vec<StoredMember>,
 }
 
@@ -364,7 +386,7 @@ pub trait View {
         after: Option<UserId>,
         limit: u32,
     ) -> Result<Vec<(UserId, MemberRow)>, ReadError>;
-    /// How many members there are now.
+    /// How many members there are now. May cost a walk over all of them: not for channels, whose checkpoint says it.
     fn member_count(&self, chat_id: ChatId) -> Result<u32, ReadError>;
     /// Chats that the user is or was in, after `after`, by id.
     fn chats(&self, user_id: UserId, after: Option<ChatId>, limit: u32) -> Result<Vec<(ChatId, MemberRow)>, ReadError>;

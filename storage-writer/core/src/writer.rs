@@ -30,7 +30,7 @@ pub(crate) use login::check_identity;
 
 use crate::planted::{self, Bug};
 use crate::store::{CommandName, Meta, OpId, StoreRequest, StoreResult};
-use cache::{Cache, Chat, User};
+use cache::{Cache, Chat, Seats, User};
 use groups::{Flight, Gathering};
 use hashbrown::HashMap;
 use jobs::{Job, JobKey, Queue};
@@ -81,6 +81,7 @@ pub struct Writer {
     /// The epoch under which each partition was opened, as numbered.
     opened: Vec<u64>,
     chats: Cache<ChatId, Chat>,
+    seats: Seats,
     users: Cache<UserId, User>,
     names: HashMap<CommandName, Name>,
     uniques: HashMap<String, Unique>,
@@ -128,6 +129,7 @@ impl Writer {
             durable_meta: Meta::default(),
             opened: vec![0; PARTITIONS as usize],
             chats: Cache::new(options.chats_cached_max),
+            seats: Cache::new(options.seats_cached_max),
             users: Cache::new(options.users_cached_max),
             names: HashMap::new(),
             uniques: HashMap::new(),
@@ -306,11 +308,14 @@ impl Writer {
     }
 
     fn evict(&mut self) {
-        if self.chats.len() <= self.options.chats_cached_max && self.users.len() <= self.options.users_cached_max {
+        let seats_fit = self.seats.len() <= self.options.seats_cached_max;
+        let chats_fit = self.chats.len() <= self.options.chats_cached_max;
+        if chats_fit && seats_fit && self.users.len() <= self.options.users_cached_max {
             return;
         }
         let needed_since = self.births.front().map_or(u64::MAX, |(_, born)| *born);
         self.chats.evict(self.durable_no, needed_since, self.tick);
+        self.seats.evict(self.durable_no, needed_since, self.tick);
         self.users.evict(self.durable_no, needed_since, self.tick);
     }
 }

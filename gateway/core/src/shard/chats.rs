@@ -1,6 +1,7 @@
 //! What a shard does as the owner of chats: barriers and loads, commands to the log and their answers, fan-out,
 //! receipts, heads.
 
+use super::channels::concerned;
 use super::home::{ChatHome, Phase};
 use super::inbound::own_frame;
 use super::{Barrier, Out, Shard, Tag, Timer};
@@ -16,7 +17,7 @@ use parley_protocol::{ChatId, ClientMsgId, ErrorCode, UserId};
 use std::sync::Arc;
 
 /// A home that could not be loaded again is tried so often.
-const RELOAD_MS: u64 = 1_000;
+pub(super) const RELOAD_MS: u64 = 1_000;
 
 impl Shard {
     /// A session, here or on another shard, asks a chat home.
@@ -39,11 +40,11 @@ impl Shard {
         self.chat_clock.push_back(chat_id);
         let partition = partition::of_chat(chat_id);
         if planted::has(Bug::HomeLoadsBeforeOpen) {
-            self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+            self.ask_home(chat_id);
         }
         match self.barriers[partition as usize] {
             Barrier::Open if planted::has(Bug::HomeLoadsBeforeOpen) => {}
-            Barrier::Open => self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id }),
+            Barrier::Open => self.ask_home(chat_id),
             barrier => {
                 self.behind_barrier.entry(partition).or_default().push(chat_id);
                 if barrier == Barrier::Closed {
@@ -78,13 +79,22 @@ impl Shard {
         if matches!(reply, Reply::Opened) {
             self.barriers[partition as usize] = Barrier::Open;
             for chat_id in chats.into_iter().filter(|_| !planted::has(Bug::HomeLoadsBeforeOpen)) {
-                self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+                self.ask_home(chat_id);
             }
         } else {
             self.barriers[partition as usize] = Barrier::Closed;
             for chat_id in chats {
                 self.loaded(now, chat_id, reply.clone(), out);
             }
+        }
+    }
+
+    /// Asks the log for what a home must know.
+    fn ask_home(&mut self, chat_id: ChatId) {
+        if chat_id.is_channel() {
+            self.ask_channel(chat_id);
+        } else {
+            self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
         }
     }
 
@@ -116,7 +126,7 @@ impl Shard {
     }
 
     /// Homes that could not be loaded leave their entry behind; it goes before such entries are half of all.
-    fn trim_chat_clock(&mut self) {
+    pub(super) fn trim_chat_clock(&mut self) {
         const SLACK: usize = 1024;
         if self.chat_clock.len() > 2 * self.chats.len() + SLACK {
             let chats = &self.chats;
@@ -125,19 +135,20 @@ impl Shard {
     }
 
     /// The answer to a command was lost with a link, and with it what the command did: the home is loaded again.
-    fn reload(&mut self, chat_id: ChatId) {
+    fn reload(&mut self, chat_id: ChatId, concerned: Vec<UserId>) {
         let Some(home) = self.chats.get_mut(&chat_id) else { return };
+        home.channel.suspects.extend(concerned);
         // A load that is under way was asked for after every command that is answered now, and knows what they did.
         if matches!(home.phase, Phase::Ready) {
             home.before = Some(home.members.iter().map(|member| member.user_id).collect());
             home.phase = Phase::Loading(Vec::new());
-            self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+            self.ask_home(chat_id);
         }
     }
 
     pub(super) fn reload_due(&mut self, chat_id: ChatId) {
         if self.chats.get(&chat_id).is_some_and(|home| home.before.is_some()) {
-            self.ask(Ask::LoadChat { chat_id }, Tag::LoadChat { chat_id });
+            self.ask_home(chat_id);
         }
     }
 
@@ -161,10 +172,11 @@ impl Shard {
 
     /// Commands go to the log, even those of strangers: it knows the ones that a former member retries. Marks and
     /// subscriptions of strangers are refused here.
-    fn home_act(&mut self, now: Now, origin: Origin, ask: HomeAsk, out: &mut Out) {
+    pub(super) fn home_act(&mut self, now: Now, origin: Origin, ask: HomeAsk, out: &mut Out) {
         let chat_id = ask.chat_id();
         let Some(home) = self.chats.get_mut(&chat_id) else { return };
-        let stranger = home.member(origin.user_id).is_none() && !planted::has(Bug::StrangersSubscribe);
+        let channel = chat_id.is_channel();
+        let stranger = !channel && home.member(origin.user_id).is_none() && !planted::has(Bug::StrangersSubscribe);
         if !matches!(ask, HomeAsk::Command(_)) && stranger {
             return self.reply(origin, refused(&ask, ErrorCode::NoSuchChat), out);
         }
@@ -175,9 +187,14 @@ impl Shard {
                     let reply = HomeReply::Error { code: ErrorCode::Forbidden, chat_id, client_msg_id };
                     return self.reply(origin, reply, out);
                 }
-                home.commands_under_way += 1;
                 let client_msg_id = command.client_msg_id;
-                self.ask(Ask::Command(command), Tag::Command { origin, chat_id, client_msg_id });
+                if channel && let Err(retry_after_ms) = self.charge_channel(now, chat_id, &command.action) {
+                    return self.reply(origin, HomeReply::Slow { chat_id, client_msg_id, retry_after_ms }, out);
+                }
+                let Some(home) = self.chats.get_mut(&chat_id) else { return };
+                home.commands_under_way += 1;
+                let concerned = if channel { concerned(&command) } else { Vec::new() };
+                self.ask(Ask::Command(command), Tag::Command { origin, chat_id, client_msg_id, concerned });
             }
             HomeAsk::Marks { delivered_seq, read_seq, .. } => {
                 // With a command under way the client may know more than the home: its event may be durable and read
@@ -188,18 +205,28 @@ impl Shard {
                     return self.reply(origin, reply, out);
                 }
                 let update = MarkUpdate { user_id: origin.user_id, delivered_seq, read_seq };
-                if home.merge(update) {
+                if home.keep(chat_id, update) {
                     self.arm_receipts(now, chat_id);
                 }
                 self.reply(origin, HomeReply::Taken, out);
             }
-            HomeAsk::Subscribe { .. } => {
-                let generation = home.subscribe(origin.shard);
-                let head = home.head(chat_id);
-                self.fan_out(now, origin.shard, Fanout::Subscribed { conn: origin.conn, head, generation }, out);
-                self.reply(origin, HomeReply::Taken, out);
+            HomeAsk::Subscribe { .. } if channel && !planted::has(Bug::StrangersSubscribe) => {
+                self.ask_seat(origin, chat_id);
             }
+            HomeAsk::Subscribe { .. } => self.let_subscribe(now, origin, chat_id, out),
         }
+    }
+
+    /// Whoever asks is a member, and hears of live events from now on.
+    pub(super) fn let_subscribe(&mut self, now: Now, origin: Origin, chat_id: ChatId, out: &mut Out) {
+        let Some(home) = self.chats.get_mut(&chat_id) else {
+            let reply = HomeReply::NotSubscribed { code: ErrorCode::Unavailable, chat_id };
+            return self.reply(origin, reply, out);
+        };
+        let generation = home.subscribe(origin.shard);
+        let head = home.head(chat_id);
+        self.fan_out(now, origin.shard, Fanout::Subscribed { conn: origin.conn, head, generation }, out);
+        self.reply(origin, HomeReply::Taken, out);
     }
 
     pub(super) fn reply(&mut self, origin: Origin, reply: HomeReply, out: &mut Out) {
@@ -219,7 +246,7 @@ impl Shard {
         origin: Origin,
         chat_id: ChatId,
         client_msg_id: ClientMsgId,
-        resent: bool,
+        (resent, concerned): (bool, Vec<UserId>),
         reply: Reply,
         out: &mut Out,
     ) {
@@ -233,7 +260,7 @@ impl Shard {
                 _ => false,
             };
             if lost && !planted::no_nudge(Bug::DuplicateUntold) {
-                self.reload(chat_id);
+                self.reload(chat_id, concerned);
             }
         }
         let reply = self.commit(now, chat_id, client_msg_id, reply, out);
@@ -286,11 +313,7 @@ impl Shard {
         }
         let fan = Arc::new(Fan::new(ServerFrame::Event(event)));
         if !subscribers.is_empty() {
-            let except: Arc<[Target]> = targets.as_slice().into();
-            for (shard, generation) in subscribers {
-                let (fan, except) = (fan.clone(), except.clone());
-                self.fan_out(now, shard, Fanout::Live { chat_id, fan, except, generation }, out);
-            }
+            self.tell_subscribers(now, chat_id, &fan, &targets.as_slice().into(), subscribers, out);
         }
         self.deliver_everywhere(now, &fan, targets, out);
         for marked in &joined {
@@ -305,6 +328,22 @@ impl Shard {
         }
         if large {
             self.arm_heads(now, chat_id);
+        }
+    }
+
+    /// Sends a frame to the subscribed sessions of some shards.
+    fn tell_subscribers(
+        &mut self,
+        now: Now,
+        chat_id: ChatId,
+        fan: &Arc<Fan>,
+        except: &Arc<[Target]>,
+        subscribers: Vec<(u16, u32)>,
+        out: &mut Out,
+    ) {
+        for (shard, generation) in subscribers {
+            let (fan, except) = (fan.clone(), except.clone());
+            self.fan_out(now, shard, Fanout::Live { chat_id, fan, except, generation }, out);
         }
     }
 
@@ -360,7 +399,7 @@ impl Shard {
     fn arm_receipts(&mut self, now: Now, chat_id: ChatId) {
         let interval_ms = self.options.receipt_interval_ms;
         let Some(home) = self.chats.get_mut(&chat_id) else { return };
-        if home.receipts_armed || home.marks_under_way || home.marks.is_empty() {
+        if home.receipts_armed || home.marks_under_way || !home.has_marks() {
             return;
         }
         // The first mark after a pause leaves at once; those after it are coalesced.
@@ -372,12 +411,12 @@ impl Shard {
     pub(super) fn receipts_due(&mut self, now: Now, chat_id: ChatId) {
         let Some(home) = self.chats.get_mut(&chat_id) else { return };
         home.receipts_armed = false;
-        if home.marks.is_empty() || home.marks_under_way {
+        if !home.has_marks() || home.marks_under_way {
             return;
         }
         home.marks_under_way = true;
         home.receipts_ms = Some(now.mono_ms);
-        let marks = std::mem::take(&mut home.marks);
+        let marks = if chat_id.is_channel() { home.channel.take_reads() } else { std::mem::take(&mut home.marks) };
         self.ask(Ask::Marks { chat_id, marks: marks.clone() }, Tag::Marks { chat_id, marks });
     }
 
@@ -397,7 +436,7 @@ impl Shard {
             // Not durable: they are tried again with the next ones.
             if matches!(reply, Reply::Failed) {
                 for mark in marks {
-                    home.merge(mark);
+                    home.keep(chat_id, mark);
                 }
             }
             return self.arm_receipts(now, chat_id);
@@ -416,7 +455,7 @@ impl Shard {
                     || (mark.delivered_seq > marked.delivered_seq && mark.delivered_seq <= head_seq)
             };
             if let Some(mark) = mark.filter(early) {
-                home.merge(mark);
+                home.keep(chat_id, mark);
             }
             let members_known = matches!(home.phase, Phase::Ready);
             if home.marked(&marked) && members_known && home.members.len() <= receipt_members_max {
@@ -444,7 +483,7 @@ impl Shard {
         }
     }
 
-    fn arm_heads(&mut self, now: Now, chat_id: ChatId) {
+    pub(super) fn arm_heads(&mut self, now: Now, chat_id: ChatId) {
         let interval_ms = self.options.head_interval_ms;
         if let Some(home) = self.chats.get_mut(&chat_id)
             && !home.heads_armed
@@ -463,6 +502,10 @@ impl Shard {
             return;
         }
         let fan = Arc::new(Fan::new(ServerFrame::Head(home.head(chat_id))));
+        if chat_id.is_channel() {
+            let subscribers = home.subscribers.clone();
+            return self.tell_subscribers(now, chat_id, &fan, &[].into(), subscribers, out);
+        }
         let users: Vec<UserId> = home.members.iter().map(|member| member.user_id).collect();
         self.fan_out_to_users(now, users.into_iter(), |users| Fanout::Beside { fan: fan.clone(), users }, out);
     }

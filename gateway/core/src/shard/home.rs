@@ -1,12 +1,14 @@
 //! A chat home: what the owner shard keeps of a chat to refuse early, to coalesce marks and to fan out. It numbers
 //! nothing and decides nothing for good: the log does.
 
+use super::active::Rate;
 use crate::mesh::{HomeAsk, Origin};
 #[cfg(feature = "planted")]
 use crate::planted::{self, Bug};
 use parley_protocol::frame::Head;
 use parley_protocol::link::{ChatState, MarkUpdate, Marked, MemberState};
 use parley_protocol::{ChatId, Event, MemberAction, Role, UserId, body};
+use std::collections::BTreeMap;
 
 /// How far a home has come.
 #[derive(Debug)]
@@ -16,13 +18,26 @@ pub(crate) enum Phase {
     Ready,
 }
 
+/// What a home keeps of a channel besides: nothing that grows with its members.
+#[derive(Debug, Default)]
+pub(crate) struct Channel {
+    /// Messages of all members.
+    pub(crate) rate: Rate,
+    /// Read marks that are not at the log yet, at most one a member.
+    pub(crate) reads: BTreeMap<UserId, u64>,
+    /// Subscriptions whose member is asked about.
+    pub(crate) checks: u32,
+    /// Whose membership a command changed whose answer was lost: whether they are members is asked.
+    pub(crate) suspects: Vec<UserId>,
+}
+
 #[derive(Debug)]
 pub(crate) struct ChatHome {
     pub(crate) phase: Phase,
     pub(crate) head_seq: u64,
     pub(crate) head_ordinal: u64,
     pub(crate) large: bool,
-    /// By user id.
+    /// By user id; nobody of a channel.
     pub(crate) members: Vec<MemberState>,
     /// Marks that are not at the log yet, at most one a member.
     pub(crate) marks: Vec<MarkUpdate>,
@@ -37,6 +52,8 @@ pub(crate) struct ChatHome {
     pub(crate) before: Option<Vec<UserId>>,
     /// Shards with sessions that look at the chat; counts their subscriptions.
     pub(crate) subscribers: Vec<(u16, u32)>,
+    /// Only of a channel.
+    pub(crate) channel: Channel,
     /// Used since the clock of the eviction passed.
     pub(crate) used: bool,
     /// Members who went, for a planted bug only.
@@ -60,6 +77,7 @@ impl ChatHome {
             commands_under_way: 0,
             before: None,
             subscribers: Vec::new(),
+            channel: Channel::default(),
             used: true,
             #[cfg(feature = "planted")]
             former: Vec::new(),
@@ -86,6 +104,8 @@ impl ChatHome {
             && !self.heads_armed
             && self.commands_under_way == 0
             && self.subscribers.is_empty()
+            && self.channel.checks == 0
+            && self.channel.reads.is_empty()
     }
 
     pub(crate) fn member(&self, user_id: UserId) -> Option<&MemberState> {
@@ -118,11 +138,12 @@ impl ChatHome {
         let Ok(parley_protocol::Body::Membership(body)) = event.envelope.to_body() else { return gone };
         for change in body.changes {
             match change.action {
-                MemberAction::Added => self.put(change.user_id, change.role),
-                MemberAction::RoleChanged => self.put(change.user_id, change.role),
+                MemberAction::Added | MemberAction::RoleChanged if event.chat_id.is_channel() => {}
+                MemberAction::Added | MemberAction::RoleChanged => self.put(change.user_id, change.role),
                 MemberAction::Removed | MemberAction::Left => {
                     self.members.retain(|member| member.user_id != change.user_id);
                     self.marks.retain(|mark| mark.user_id != change.user_id);
+                    self.channel.reads.remove(&change.user_id);
                     gone.push(change.user_id);
                     #[cfg(feature = "planted")]
                     if !self.former.contains(&change.user_id) {
@@ -141,6 +162,15 @@ impl ChatHome {
                 self.members.insert(index, MemberState { user_id, role, delivered_seq: 0, read_seq: 0 });
             }
         }
+    }
+
+    pub(crate) fn has_marks(&self) -> bool {
+        !self.marks.is_empty() || !self.channel.reads.is_empty()
+    }
+
+    /// Keeps a member's marks until they are sent; false when they change nothing.
+    pub(crate) fn keep(&mut self, chat_id: ChatId, update: MarkUpdate) -> bool {
+        if chat_id.is_channel() { self.channel.read(update) } else { self.merge(update) }
     }
 
     /// Merges a member's marks; false when they change nothing.

@@ -41,6 +41,12 @@ impl Shard {
             HomeReply::Error { code, chat_id, client_msg_id } => {
                 self.refuse_command(conn, code, Some(chat_id), client_msg_id, out);
             }
+            HomeReply::Slow { chat_id, client_msg_id, retry_after_ms } => {
+                let error = error_of(ErrorCode::RateLimited);
+                let (client_msg_id, chat_id) = (Some(client_msg_id), Some(chat_id));
+                let retry_after_ms = Some(retry_after_ms);
+                self.error(conn, Error { client_msg_id, chat_id, retry_after_ms, ..error }, out);
+            }
             HomeReply::NotSubscribed { code, chat_id } => {
                 self.stop_subscribing(conn, chat_id);
                 self.refuse_command(conn, code, Some(chat_id), None, out);
@@ -246,8 +252,10 @@ impl Shard {
             Tag::Login { conn } => self.logged_in(conn, reply, out),
             Tag::Open { partition } => self.opened(now, partition, reply, out),
             Tag::LoadChat { chat_id } => self.loaded(now, chat_id, reply, out),
-            Tag::Command { origin, chat_id, client_msg_id } => {
-                self.command_done(now, origin, chat_id, client_msg_id, resent, reply, out);
+            Tag::LoadChannel { chat_id, suspects } => self.channel_loaded(now, chat_id, suspects, reply, out),
+            Tag::Seat { origin, chat_id } => self.seat_known(now, origin, chat_id, &reply, out),
+            Tag::Command { origin, chat_id, client_msg_id, concerned } => {
+                self.command_done(now, origin, chat_id, client_msg_id, (resent, concerned), reply, out);
             }
             Tag::Marks { chat_id, marks } => {
                 if lost {
@@ -264,7 +272,7 @@ impl Shard {
                 match self.commit(now, ChatId(0), client_msg_id, reply, out) {
                     HomeReply::Sent(sent) => self.send(conn, &ServerFrame::Sent(sent), out),
                     HomeReply::Error { code, .. } => self.refuse_command(conn, code, None, Some(client_msg_id), out),
-                    HomeReply::NotSubscribed { .. } | HomeReply::Taken => {}
+                    HomeReply::NotSubscribed { .. } | HomeReply::Slow { .. } | HomeReply::Taken => {}
                 }
                 self.direct_done(now, conn, out);
             }

@@ -5,6 +5,7 @@
 mod active;
 mod alarms;
 mod away;
+mod channels;
 mod chats;
 mod frames;
 mod home;
@@ -46,16 +47,57 @@ const DUE_KEPT_MAX: usize = 1024;
 /// What the asker of a link request wants to see again with its answer.
 #[derive(Debug)]
 enum Tag {
-    Login { conn: ConnId },
-    Open { partition: u16 },
-    LoadChat { chat_id: ChatId },
-    Command { origin: Origin, chat_id: ChatId, client_msg_id: ClientMsgId },
-    Create { conn: ConnId, client_msg_id: ClientMsgId },
-    Marks { chat_id: ChatId, marks: Vec<MarkUpdate> },
-    Mute { conn: ConnId, user_id: UserId, chat_id: ChatId },
-    Inbox { conn: ConnId },
-    Page { conn: ConnId, request_id: u32, chat_id: Option<ChatId> },
-    Renew { conn: ConnId, expires_at_ms: u64 },
+    Login {
+        conn: ConnId,
+    },
+    Open {
+        partition: u16,
+    },
+    LoadChat {
+        chat_id: ChatId,
+    },
+    /// The same of a channel: who of these is in it still.
+    LoadChannel {
+        chat_id: ChatId,
+        suspects: Vec<UserId>,
+    },
+    /// Whether who subscribes is in the channel.
+    Seat {
+        origin: Origin,
+        chat_id: ChatId,
+    },
+    /// `concerned`: in a channel, whose membership it changes.
+    Command {
+        origin: Origin,
+        chat_id: ChatId,
+        client_msg_id: ClientMsgId,
+        concerned: Vec<UserId>,
+    },
+    Create {
+        conn: ConnId,
+        client_msg_id: ClientMsgId,
+    },
+    Marks {
+        chat_id: ChatId,
+        marks: Vec<MarkUpdate>,
+    },
+    Mute {
+        conn: ConnId,
+        user_id: UserId,
+        chat_id: ChatId,
+    },
+    Inbox {
+        conn: ConnId,
+    },
+    Page {
+        conn: ConnId,
+        request_id: u32,
+        chat_id: Option<ChatId>,
+    },
+    Renew {
+        conn: ConnId,
+        expires_at_ms: u64,
+    },
 }
 
 /// Whether a partition's barrier stands.

@@ -180,6 +180,12 @@ impl Shard {
                 let command = Command { chat_id: None, sender: user_id, client_msg_id, action };
                 (Ask::Command(command), Tag::Create { conn, client_msg_id })
             }
+            ClientFrame::ChannelCreate(create) => {
+                let client_msg_id = create.client_msg_id;
+                let action = Action::CreateChannel { title: create.title, posting: create.posting };
+                let command = Command { chat_id: None, sender: user_id, client_msg_id, action };
+                (Ask::Command(command), Tag::Create { conn, client_msg_id })
+            }
             ClientFrame::Mute(mute) => {
                 let chat_id = mute.chat_id;
                 (Ask::Mute { chat_id, user_id, until_ms: mute.until_ms }, Tag::Mute { conn, user_id, chat_id })

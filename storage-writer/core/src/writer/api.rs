@@ -23,6 +23,8 @@ pub struct Options {
     pub worker: u16,
     /// Members of a group.
     pub group_members_max: usize,
+    /// Members of a channel.
+    pub channel_members_max: usize,
     /// Chats of more members leave no inbox entries for what is said in them.
     pub inbox_fanout_members_max: usize,
     /// Payload of a message.
@@ -37,6 +39,8 @@ pub struct Options {
     pub chats_cached_max: usize,
     /// Users kept in memory.
     pub users_cached_max: usize,
+    /// Members of channels kept in memory, of all channels together; about 300 bytes each.
+    pub seats_cached_max: usize,
     /// Requests that wait for a load, for room in a group, or for an id; one more is answered `Failed`.
     pub parked_max: usize,
     /// A longer backlog of an inbox is not sent.
@@ -50,6 +54,7 @@ impl Default for Options {
         Options {
             worker: 0,
             group_members_max: 100,
+            channel_members_max: 100_000,
             inbox_fanout_members_max: 100,
             payload_bytes_max: 16 * 1024,
             batch_commands_max: 4096,
@@ -57,6 +62,7 @@ impl Default for Options {
             commits_in_flight_max: 2,
             chats_cached_max: 200_000,
             users_cached_max: 500_000,
+            seats_cached_max: 200_000,
             parked_max: 65_536,
             sync_backlog_max: 10_000,
             commit_retry_interval_ms: 1_000,
@@ -77,7 +83,13 @@ impl Options {
             (self.batch_commands_max >= 1, "batch_commands_max is at least 1"),
             (self.batch_bytes_max >= 1, "batch_bytes_max is at least 1"),
             (self.commits_in_flight_max >= 1, "commits_in_flight_max is at least 1"),
+            (self.channel_members_max >= 2, "channel_members_max is at least 2"),
+            (
+                self.channel_members_max <= limits::CHANNEL_MEMBERS_MAX,
+                "channel_members_max is above the protocol's limit",
+            ),
             (self.chats_cached_max >= 1 && self.users_cached_max >= 1, "caches hold at least 1"),
+            (self.seats_cached_max >= 1, "caches hold at least 1"),
             (self.parked_max >= 1, "parked_max is at least 1"),
             (self.commit_retry_interval_ms >= 1, "commit_retry_interval_ms is at least 1"),
         ];

@@ -1,11 +1,11 @@
 //! Chats and users in memory: the state as of everything numbered, durable or not. Nothing in here decides.
 
 use crate::planted::{self, Bug};
-use crate::store::{Checkpoint, MarkRow, MemberRow, StoredChat, StoredUser};
+use crate::store::{Checkpoint, MarkRow, MemberRow, StoredChat, StoredMember, StoredUser};
 use hashbrown::HashMap;
 use parley_protocol::body::{Body, kind};
 use parley_protocol::frame::Interval;
-use parley_protocol::{ChatId, ChatKind, OwnState, Role, UserId};
+use parley_protocol::{ChatId, ChatKind, Event, OwnState, Role, UserId};
 use std::collections::VecDeque;
 use std::hash::Hash;
 
@@ -42,6 +42,29 @@ pub(super) struct Member {
 }
 
 impl Member {
+    /// Somebody who never was one.
+    pub(super) fn stranger(user_id: UserId) -> Member {
+        Member { user_id, role: None, intervals: Vec::new(), sent: 0, marks: MarkRow::default(), mark_at: (0, 0) }
+    }
+
+    fn stored(member: StoredMember) -> Member {
+        let StoredMember { user_id, row, marks } = member;
+        Member { role: row.role, intervals: row.intervals, marks, ..Member::stranger(user_id) }
+    }
+
+    /// Comes in at `seq`, for the first time or again.
+    fn come(&mut self, role: Role, seq: u64) {
+        assert!(self.role.is_none(), "whoever joins is not a member");
+        self.role = Some(role);
+        self.intervals.push(Interval { joined_seq: seq, left_seq: None, history_from: seq });
+    }
+
+    /// Goes at `seq`.
+    fn go(&mut self, seq: u64) {
+        self.role = None;
+        self.intervals.last_mut().expect("a member has an interval").left_seq = Some(seq);
+    }
+
     pub(super) fn row(&self) -> MemberRow {
         MemberRow { role: self.role, intervals: self.intervals.clone() }
     }
@@ -57,10 +80,36 @@ impl Member {
     }
 }
 
+/// Somebody in a channel, or the knowledge that somebody is not: members of channels are known one by one, as they are
+/// asked about, because nothing that is done in a channel needs all of them.
+#[derive(Clone, Debug)]
+pub(super) struct Seat {
+    pub(super) member: Member,
+    pub(super) usage: Usage,
+}
+
+impl Cached for Seat {
+    fn usage(&mut self) -> &mut Usage {
+        &mut self.usage
+    }
+}
+
+impl Seat {
+    pub(super) fn load(user_id: UserId, stored: Option<StoredMember>) -> Seat {
+        let member = stored.map_or_else(|| Member::stranger(user_id), Member::stored);
+        Seat { member, usage: Usage::default() }
+    }
+}
+
+/// Known members of channels.
+pub(super) type Seats = Cache<(ChatId, UserId), Seat>;
+
 /// A chat. `head_seq` 0: nothing was ever written in it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Chat {
     pub(super) direct: bool,
+    /// Its members are in [`Seats`], and nobody's own messages are counted.
+    pub(super) channel: bool,
     pub(super) head_seq: u64,
     pub(super) head_ordinal: u64,
     /// The newest event that is durable.
@@ -86,34 +135,38 @@ impl Chat {
     /// From what the store holds; the error says what is wrong with it.
     pub(super) fn load(chat_id: ChatId, stored: Option<Box<StoredChat>>) -> Result<Chat, String> {
         let direct = matches!(chat_id.kind(), Some(ChatKind::Direct(..)));
-        let Some(stored) = stored else { return Ok(Chat { direct, ..Chat::default() }) };
+        let channel = chat_id.is_channel();
+        let Some(stored) = stored else { return Ok(Chat { direct, channel, ..Chat::default() }) };
         let StoredChat { checkpoint, tail, members } = *stored;
         let mut chat = Chat {
             direct,
+            channel,
             head_seq: checkpoint.seq,
             head_ordinal: checkpoint.ordinal,
             last_message_id: checkpoint.message_id,
             checkpoint_seq: checkpoint.seq,
-            title: checkpoint.title,
+            title: checkpoint.title.clone(),
             ..Chat::default()
         };
-        chat.members = members
-            .into_iter()
-            .map(|member| Member {
-                user_id: member.user_id,
-                role: member.row.role,
-                intervals: member.row.intervals,
-                sent: 0,
-                marks: member.marks,
-                mark_at: (0, 0),
-            })
-            .collect();
+        if channel {
+            chat.present = checkpoint.channel_members() as usize;
+            chat.replay(chat_id, tail)?;
+            return Ok(chat);
+        }
+        chat.members = members.into_iter().map(Member::stored).collect();
         chat.members.sort_unstable_by_key(|member| member.user_id);
         chat.present = chat.members.iter().filter(|member| member.role.is_some()).count();
         for (user_id, sent) in checkpoint.sent {
             let member = chat.member_mut(user_id).ok_or("the checkpoint names someone who never was a member")?;
             member.sent = sent;
         }
+        chat.replay(chat_id, tail)?;
+        Ok(chat)
+    }
+
+    /// Goes on from the checkpoint by the events above it.
+    fn replay(&mut self, chat_id: ChatId, tail: Vec<Event>) -> Result<(), String> {
+        let chat = self;
         for event in tail {
             if event.seq != chat.head_seq + 1 {
                 return Err(format!("chat {chat_id}: event {} follows {}", event.seq, chat.head_seq));
@@ -121,8 +174,10 @@ impl Chat {
             chat.head_seq = event.seq;
             chat.head_ordinal = event.ordinal;
             chat.last_message_id = event.message_id.0;
-            let member = chat.member_mut(event.sender).ok_or("a sender in the tail never was a member")?;
-            member.sent = event.sender_sent;
+            if !chat.channel {
+                let member = chat.member_mut(event.sender).ok_or("a sender in the tail never was a member")?;
+                member.sent = event.sender_sent;
+            }
             if event.envelope.kind == kind::TITLE
                 && let Ok(Body::Title(title)) = event.envelope.to_body()
             {
@@ -133,7 +188,7 @@ impl Chat {
             return Err(format!("chat {chat_id} has rows but no event"));
         }
         chat.durable_seq = chat.head_seq;
-        Ok(chat)
+        Ok(())
     }
 
     pub(super) fn find(&self, user_id: UserId) -> Result<usize, usize> {
@@ -150,6 +205,27 @@ impl Chat {
         self.find(user_id).ok().map(|at| &self.members[at])
     }
 
+    /// A member, present or past, of a chat of any kind. Of a channel: somebody who is known.
+    pub(super) fn seat<'a>(&'a self, chat_id: ChatId, seats: &'a Seats, user_id: UserId) -> Option<&'a Member> {
+        if self.channel { seats.get((chat_id, user_id)).map(|seat| &seat.member) } else { self.member(user_id) }
+    }
+
+    /// As `seat`, to be changed in the group `no`: it stays in memory until that is durable.
+    pub(super) fn seat_mut<'a>(
+        &'a mut self,
+        chat_id: ChatId,
+        seats: &'a mut Seats,
+        user_id: UserId,
+        no: u64,
+    ) -> Option<&'a mut Member> {
+        if !self.channel {
+            return self.member_mut(user_id);
+        }
+        let seat = seats.get_mut((chat_id, user_id))?;
+        seat.usage.group_no = seat.usage.group_no.max(no);
+        Some(&mut seat.member)
+    }
+
     /// A member, present or past.
     pub(super) fn member_mut(&mut self, user_id: UserId) -> Option<&mut Member> {
         self.find(user_id).ok().map(|at| &mut self.members[at])
@@ -160,9 +236,9 @@ impl Chat {
         self.member(user_id).and_then(|member| member.role)
     }
 
-    /// Whether somebody may send: a member now, unless a planted bug looks at the past.
-    pub(super) fn may_send(&self, user_id: UserId) -> bool {
-        self.member(user_id).is_some_and(|member| {
+    /// Whether somebody may send, who has or had this membership: a member now, unless a planted bug looks at the past.
+    pub(super) fn may_send(&self, member: Option<&Member>) -> bool {
+        member.is_some_and(|member| {
             let left_seq = member.intervals.last().and_then(|interval| interval.left_seq);
             member.role.is_some()
                 || planted::has(Bug::FormerMembersMaySend)
@@ -178,40 +254,47 @@ impl Chat {
     /// Lets somebody in at `seq`, for the first time or again.
     pub(super) fn join(&mut self, user_id: UserId, role: Role, seq: u64) {
         let at = self.find(user_id).unwrap_or_else(|at| {
-            let member = Member {
-                user_id,
-                role: None,
-                intervals: Vec::with_capacity(1),
-                sent: 0,
-                marks: MarkRow::default(),
-                mark_at: (0, 0),
-            };
+            let member = Member { intervals: Vec::with_capacity(1), ..Member::stranger(user_id) };
             self.members.insert(at, member);
             at
         });
-        let member = &mut self.members[at];
-        assert!(member.role.is_none(), "whoever joins is not a member");
-        member.role = Some(role);
-        member.intervals.push(Interval { joined_seq: seq, left_seq: None, history_from: seq });
+        self.members[at].come(role, seq);
         self.present += 1;
     }
 
     /// Takes somebody out at `seq`.
     pub(super) fn part(&mut self, user_id: UserId, seq: u64) {
-        let member = self.member_mut(user_id).expect("whoever leaves is a member");
-        member.role = None;
-        member.intervals.last_mut().expect("a member has an interval").left_seq = Some(seq);
+        self.member_mut(user_id).expect("whoever leaves is a member").go(seq);
         self.present -= 1;
+    }
+
+    /// The same two in a channel.
+    pub(super) fn come_or_go(&mut self, member: &mut Member, role: Option<Role>, seq: u64) {
+        match role {
+            Some(role) => {
+                member.come(role, seq);
+                self.present += 1;
+            }
+            None => {
+                member.go(seq);
+                self.present -= 1;
+            }
+        }
     }
 
     /// Whether the event just numbered ends with a checkpoint.
     pub(super) fn checkpoint_due(&self) -> bool {
+        // A channel has no members here, and a checkpoint that is small whatever their number.
         let interval = CHECKPOINT_EVENTS_MIN.max(self.members.len() as u64 / 4);
         self.checkpoint_seq == 0 || self.head_seq >= self.checkpoint_seq + interval
     }
 
     /// The state at the head.
     pub(super) fn checkpoint(&self) -> Checkpoint {
+        if self.channel {
+            let (seq, ordinal, present) = (self.head_seq, self.head_ordinal, self.present as u64);
+            return Checkpoint::of_channel(seq, ordinal, self.last_message_id, self.title.clone(), present);
+        }
         let sent = self.members.iter().filter(|member| member.sent > 0);
         Checkpoint {
             seq: self.head_seq,

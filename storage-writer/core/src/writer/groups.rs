@@ -414,6 +414,7 @@ impl Writer {
     fn forget_loaded(&mut self) {
         if !planted::has(Bug::FallenChatsKept) {
             self.chats.clear();
+            self.seats.clear();
         }
         if !planted::has(Bug::FallenInboxesKept) {
             self.users.clear();

@@ -9,6 +9,7 @@ impl Writer {
     pub fn check_invariants(&self) {
         self.chats.check_invariants();
         self.users.check_invariants();
+        self.seats.check_invariants();
         assert!(self.flights.len() <= self.options.commits_in_flight_max);
         assert!(self.jobs.len() <= self.options.parked_max);
         assert!(self.hellos.len() <= self.links.len());
@@ -29,6 +30,12 @@ impl Writer {
     fn check_numbers(&self) {
         for (chat_id, chat) in self.chats.iter() {
             assert!(chat.durable_seq <= chat.head_seq && chat.head_ordinal <= chat.head_seq, "{chat_id:?}");
+            if chat.channel {
+                assert!(chat.members.is_empty(), "members of a channel are known one by one");
+                let known = self.seats.iter().filter(|((of, _), seat)| of == chat_id && seat.member.role.is_some());
+                assert!(known.count() <= chat.present, "{chat_id:?}");
+                continue;
+            }
             assert_eq!(chat.present, chat.present_members().count());
             assert!(chat.members.is_sorted_by(|one, next| one.user_id < next.user_id));
             let sent: u64 = chat.members.iter().map(|member| member.sent).sum();

@@ -86,7 +86,9 @@ impl Writer {
             | Ask::Profiles { .. }
             | Ask::LookUp { .. }) => self.actions.push_back(Action::Read { link: link_id, no: to.no, ask }),
             Ask::Open { partition } => self.open(to, partition),
-            ask @ (Ask::LoadChat { .. } | Ask::Login { .. }) if self.phase != Phase::Draining => self.park(to, ask),
+            ask @ (Ask::LoadChat { .. } | Ask::Among { .. } | Ask::Login { .. }) if self.phase != Phase::Draining => {
+                self.park(to, ask)
+            }
             ask if self.phase == Phase::Serving => self.park(to, ask),
             _ => self.answer(to, Reply::Failed),
         }
@@ -95,9 +97,10 @@ impl Writer {
     /// Whether a higher epoch was granted, or opened the partition that is asked of.
     pub(super) fn is_dead(&self, to: &Answered, ask: &Ask) -> bool {
         let partition = match ask {
-            Ask::LoadChat { chat_id } | Ask::Marks { chat_id, .. } | Ask::Mute { chat_id, .. } => {
-                Some(partition::of_chat(*chat_id))
-            }
+            Ask::LoadChat { chat_id }
+            | Ask::Among { chat_id, .. }
+            | Ask::Marks { chat_id, .. }
+            | Ask::Mute { chat_id, .. } => Some(partition::of_chat(*chat_id)),
             Ask::Command(command) => command.chat_id.map(partition::of_chat),
             _ => None,
         };
@@ -126,7 +129,10 @@ impl Writer {
             return self.answer(to, Reply::Failed);
         }
         let queue = match &ask {
-            Ask::LoadChat { chat_id } | Ask::Marks { chat_id, .. } | Ask::Mute { chat_id, .. } => Some(*chat_id),
+            Ask::LoadChat { chat_id }
+            | Ask::Among { chat_id, .. }
+            | Ask::Marks { chat_id, .. }
+            | Ask::Mute { chat_id, .. } => Some(*chat_id),
             Ask::Command(command) => command.chat_id,
             _ => None,
         };
@@ -185,11 +191,16 @@ impl Writer {
             Ask::LoadChat { chat_id } => {
                 self.need_chat(*chat_id, needs);
             }
+            Ask::Among { chat_id, users } => {
+                if self.need_chat(*chat_id, needs).is_some() {
+                    needs.extend(users.iter().map(|user_id| Need::Member(*chat_id, *user_id)));
+                }
+            }
             Ask::Command(command) => match command.chat_id {
                 None => self.needs_of_create(command, needs),
                 Some(chat_id) => {
                     if let Some(chat) = self.need_chat(chat_id, needs) {
-                        self.needs_of_command(chat, command, needs);
+                        self.needs_of_command(chat_id, chat, command, needs);
                     }
                 }
             },
@@ -199,8 +210,13 @@ impl Writer {
                 }
             }
             Ask::Mute { chat_id, user_id, .. } => {
-                if self.need_chat(*chat_id, needs).is_some_and(|chat| chat.role(*user_id).is_some()) {
-                    needs.push(Need::User(*user_id));
+                if let Some(chat) = self.need_chat(*chat_id, needs) {
+                    if chat.channel {
+                        needs.push(Need::Member(*chat_id, *user_id));
+                    }
+                    if chat.seat(*chat_id, &self.seats, *user_id).is_some_and(|member| member.role.is_some()) {
+                        needs.push(Need::User(*user_id));
+                    }
                 }
             }
             Ask::Login { issuer, subject, name } => self.needs_of_login(job, (issuer, subject, name), needs),
@@ -323,6 +339,8 @@ fn check_shape(ask: &Ask) -> Result<(), ErrorCode> {
             super::judge::check_command_shape(command)
         }
         Ask::LoadChat { chat_id } => chat_id.kind().map(|_| ()).ok_or(ErrorCode::NoSuchChat),
+        Ask::Among { users, .. } if users.len() > limits::MEMBER_CHANGES_MAX => Err(ErrorCode::BadFrame),
+        Ask::Among { chat_id, .. } if !chat_id.is_channel() => Err(ErrorCode::NoSuchChat),
         Ask::Mute { chat_id, user_id, .. } => is_in(*chat_id, *user_id),
         Ask::Marks { chat_id, .. } if chat_id.kind().is_none() => Err(ErrorCode::NoSuchChat),
         Ask::Marks { marks, .. } if marks.len() > limits::GROUP_MEMBERS_MAX => Err(ErrorCode::BadFrame),
@@ -334,7 +352,7 @@ fn check_shape(ask: &Ask) -> Result<(), ErrorCode> {
 /// Refuses malformed ids, and a third party in a direct chat.
 fn is_in(chat_id: ChatId, user_id: UserId) -> Result<(), ErrorCode> {
     match chat_id.kind() {
-        Some(ChatKind::Group(_)) => Ok(()),
+        Some(ChatKind::Group(_) | ChatKind::Channel(..)) => Ok(()),
         Some(ChatKind::Direct(low, high)) if user_id == low || user_id == high => Ok(()),
         _ => Err(ErrorCode::NoSuchChat),
     }

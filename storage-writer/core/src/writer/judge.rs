@@ -1,10 +1,10 @@
 //! Judging and numbering: every decision against the state as numbered, every number in one place.
 
 use super::Writer;
-use super::cache::{Chat, Member, User};
+use super::cache::{Chat, Member, Seat, Seats, User};
 use super::jobs::{Answered, JobKey, Judged};
 use super::loads::{NameState, Need};
-use super::roles::{Decision, decide, distinct, title_fits};
+use super::roles::{Decision, Room, decide, distinct, title_fits};
 use crate::planted::{self, Bug};
 use crate::store::{CommandName, CommandRow, Entry, EntryRow, MarkRow, MarkWrite};
 use parley_idgen::{EPOCH_UNIX_MS, NotYet, SEQUENCE_BITS, WORKER_BITS};
@@ -12,7 +12,7 @@ use parley_protocol::body::{Body, Envelope, MembershipBody, TitleBody, check_mes
 use parley_protocol::frame::Change;
 use parley_protocol::link::{Action, Ask, ChatState, Command, Committed, Marked, MemberState, Reply, Target};
 use parley_protocol::{
-    ChatId, ChatKind, ErrorCode, Event, MemberAction, MemberChange, MessageId, Role, UserId, limits,
+    ChatId, ChatKind, ErrorCode, Event, MemberAction, MemberChange, MessageId, Posting, Role, UserId, limits,
 };
 
 /// Refuses a command that names more than any state allows.
@@ -21,15 +21,17 @@ pub(super) fn check_command_shape(command: &Command) -> Result<(), ErrorCode> {
         (Action::Create { members, .. }, None) if members.len() > limits::GROUP_MEMBERS_MAX => {
             Err(ErrorCode::GroupFull)
         }
-        (Action::Create { title, .. }, None) if !title_fits(title) => Err(ErrorCode::BadFrame),
-        (Action::Create { .. }, None) | (Action::Send(_), Some(_)) => Ok(()),
+        (Action::Create { title, .. } | Action::CreateChannel { title, .. }, None) if !title_fits(title) => {
+            Err(ErrorCode::BadFrame)
+        }
+        (Action::Create { .. } | Action::CreateChannel { .. }, None) | (Action::Send(_), Some(_)) => Ok(()),
         (Action::Change(Change::Add { users } | Change::Remove { users }), Some(_))
             if users.len() > limits::MEMBER_CHANGES_MAX =>
         {
             Err(ErrorCode::BadFrame)
         }
         (Action::Change(_), Some(_)) => Ok(()),
-        (Action::Create { .. }, Some(_)) | (_, None) => Err(ErrorCode::BadFrame),
+        (Action::Create { .. } | Action::CreateChannel { .. }, Some(_)) | (_, None) => Err(ErrorCode::BadFrame),
     }
 }
 
@@ -54,8 +56,11 @@ impl Writer {
     }
 
     /// The inboxes that may get an entry: everybody's, unless the chat is large before and after.
-    pub(super) fn needs_of_command(&self, chat: &Chat, command: &Command, needs: &mut Vec<Need>) {
-        if !chat.may_send(command.sender) {
+    pub(super) fn needs_of_command(&self, chat_id: ChatId, chat: &Chat, command: &Command, needs: &mut Vec<Need>) {
+        if chat.channel {
+            return self.needs_of_channel(chat_id, chat, command, needs);
+        }
+        if !chat.may_send(chat.member(command.sender)) {
             return;
         }
         let max = self.options.inbox_fanout_members_max;
@@ -78,6 +83,32 @@ impl Writer {
         }
     }
 
+    /// Those who are concerned, and nobody else.
+    fn needs_of_channel(&self, chat_id: ChatId, chat: &Chat, command: &Command, needs: &mut Vec<Need>) {
+        let sender = command.sender;
+        let known = |user_id| chat.seat(chat_id, &self.seats, user_id);
+        needs.push(Need::Member(chat_id, sender));
+        let joins = matches!(command.action, Action::Change(Change::Join {}));
+        if known(sender).is_none_or(|member| member.role.is_none() && !joins) {
+            return;
+        }
+        let mut others = |users: &[UserId]| needs.extend(users.iter().map(|user| Need::Member(chat_id, *user)));
+        match &command.action {
+            Action::Change(Change::Add { users }) => {
+                others(users);
+                needs.extend(users.iter().copied().map(Need::User));
+            }
+            Action::Change(Change::Remove { users }) => {
+                others(users);
+                let present = users.iter().copied().filter(|user| known(*user).is_some_and(|it| it.role.is_some()));
+                needs.extend(present.map(Need::User));
+            }
+            Action::Change(Change::Role { user, .. }) => others(&[*user]),
+            Action::Change(Change::Leave {} | Change::Join {}) => needs.push(Need::User(sender)),
+            _ => {}
+        }
+    }
+
     /// Judges a job whose needs are in memory.
     pub(super) fn judge(&mut self, key: JobKey) -> Judged {
         let to = self.jobs[key].to;
@@ -90,6 +121,7 @@ impl Writer {
         let mut ask = std::mem::replace(&mut self.jobs[key].ask, Ask::Open { partition: 0 });
         let judged = match &mut ask {
             Ask::LoadChat { chat_id } => self.judge_load(to, *chat_id),
+            Ask::Among { chat_id, users } => self.judge_among(to, *chat_id, users),
             Ask::Command(command) => self.judge_command(to, command),
             Ask::Marks { chat_id, marks } => {
                 let facts = std::mem::take(&mut self.jobs[key].facts);
@@ -119,20 +151,33 @@ impl Writer {
     fn judge_load(&mut self, to: Answered, chat_id: ChatId) -> Judged {
         self.greet(chat_id);
         let chat = self.chats.get(chat_id).expect("the job was prepared");
-        let reply = if chat.members.is_empty() {
+        let written = if chat.channel { chat.head_seq > 0 } else { !chat.members.is_empty() };
+        let reply = if !written {
             Reply::Refused(ErrorCode::NoSuchChat)
         } else {
-            let state = |member: &Member| MemberState {
-                user_id: member.user_id,
-                role: member.role.expect("present"),
-                delivered_seq: member.marks.delivered_seq,
-                read_seq: member.marks.read_seq,
-            };
             Reply::Chat(ChatState {
                 head_seq: chat.head_seq,
                 head_ordinal: chat.head_ordinal,
-                large: chat.present > self.options.inbox_fanout_members_max,
-                members: chat.present_members().map(state).collect(),
+                large: chat.channel || chat.present > self.options.inbox_fanout_members_max,
+                members: chat.present_members().filter_map(member_state).collect(),
+            })
+        };
+        self.attach(to, reply);
+        Judged::Done
+    }
+
+    /// Says who of some users is in a channel, and where its head is.
+    fn judge_among(&mut self, to: Answered, chat_id: ChatId, users: &[UserId]) -> Judged {
+        let chat = self.chats.get(chat_id).expect("the job was prepared");
+        let reply = if chat.head_seq == 0 {
+            Reply::Refused(ErrorCode::NoSuchChat)
+        } else {
+            let member = |user_id: &UserId| chat.seat(chat_id, &self.seats, *user_id).and_then(member_state);
+            Reply::Chat(ChatState {
+                head_seq: chat.head_seq,
+                head_ordinal: chat.head_ordinal,
+                large: true,
+                members: users.iter().filter_map(member).collect(),
             })
         };
         self.attach(to, reply);
@@ -162,6 +207,7 @@ impl Writer {
             (Action::Send(envelope), Some(chat_id)) => self.judge_send(chat_id, &name, envelope),
             (Action::Change(change), Some(chat_id)) => self.judge_change(chat_id, &name, change),
             (Action::Create { title, members }, None) => self.judge_create(&name, title, members),
+            (Action::CreateChannel { title, posting }, None) => self.judge_channel(&name, title, *posting),
             _ => Err(Refusal::Code(ErrorCode::BadFrame)),
         };
         match numbered {
@@ -182,7 +228,9 @@ impl Writer {
     fn answer_to_retry(&self, command: &Command, row: &CommandRow) -> Reply {
         let CommandRow { chat_id, message_id, seq, .. } = *row;
         let chat = self.chats.get(chat_id);
-        if planted::has(Bug::RetryJudgedFirst) && chat.is_some_and(|chat| chat.role(command.sender).is_none()) {
+        let is_none =
+            |chat: &Chat| chat.seat(chat_id, &self.seats, command.sender).is_none_or(|member| member.role.is_none());
+        if planted::has(Bug::RetryJudgedFirst) && chat.is_some_and(is_none) {
             return Reply::Refused(ErrorCode::NoSuchChat);
         }
         match chat {
@@ -212,8 +260,13 @@ impl Writer {
     ) -> Result<Vec<Committed>, Refusal> {
         self.greet(chat_id);
         let chat = self.chats.get(chat_id).expect("the job was prepared");
-        if !chat.may_send(name.sender) {
+        let member = chat.seat(chat_id, &self.seats, name.sender);
+        if !chat.may_send(member) {
             return Err(ErrorCode::NoSuchChat.into());
+        }
+        let admins_only = matches!(chat_id.kind(), Some(ChatKind::Channel(_, Posting::Admins)));
+        if admins_only && member.and_then(|member| member.role) < Some(Role::Admin) {
+            return Err(ErrorCode::Forbidden.into());
         }
         if envelope.kind != kind::MESSAGE {
             return Err(ErrorCode::UnsupportedKind.into());
@@ -242,15 +295,20 @@ impl Writer {
     ) -> Result<Vec<Committed>, Refusal> {
         self.greet(chat_id);
         let chat = self.chats.get(chat_id).expect("the job was prepared");
-        let role = chat.role(name.sender).ok_or(ErrorCode::NoSuchChat)?;
+        let room = Room { chat_id, chat, seats: &self.seats };
+        if chat.channel && matches!(change, Change::Join {}) && room.role(name.sender).is_none() {
+            return self.judge_join(chat_id, name);
+        }
+        let role = room.role(name.sender).ok_or(ErrorCode::NoSuchChat)?;
         let ignored = planted::has(Bug::RolesIgnored) && !matches!(change, Change::Leave {});
-        let decision = decide(chat, name.sender, if ignored { Role::Owner } else { role }, change)?;
+        let decision = decide(room, name.sender, if ignored { Role::Owner } else { role }, change)?;
         let above = chat.last_message_id;
         if let (Change::Add { .. }, Decision::Members(changes)) = (change, &decision) {
             if changes.iter().any(|change| !self.exists(change.user_id)) {
                 return Err(ErrorCode::NoSuchUser.into());
             }
-            if chat.present + changes.len() > self.options.group_members_max {
+            let max = if chat.channel { self.options.channel_members_max } else { self.options.group_members_max };
+            if chat.present + changes.len() > max {
                 return Err(ErrorCode::GroupFull.into());
             }
         }
@@ -265,6 +323,45 @@ impl Writer {
         };
         self.name_command(name, &committed);
         Ok(vec![committed])
+    }
+
+    /// Somebody comes into a channel by itself.
+    fn judge_join(&mut self, chat_id: ChatId, name: &CommandName) -> Result<Vec<Committed>, Refusal> {
+        let chat = self.chats.get(chat_id).expect("the job was prepared");
+        let member = chat.seat(chat_id, &self.seats, name.sender);
+        // One that everybody left, its owner last, is over.
+        if chat.present == 0 {
+            return Err(ErrorCode::NoSuchChat.into());
+        }
+        // Each time is an interval in the row of the membership.
+        if member.is_some_and(|member| member.intervals.len() >= limits::CHANNEL_JOINS_MAX) {
+            return Err(ErrorCode::Forbidden.into());
+        }
+        if chat.present >= self.options.channel_members_max {
+            return Err(ErrorCode::GroupFull.into());
+        }
+        if !self.exists(name.sender) {
+            return Err(ErrorCode::NoSuchUser.into());
+        }
+        let id = self.next_id(chat.last_message_id)?;
+        let changes = [added(name.sender, Role::Member)];
+        let committed = self.number(chat_id, name, id, membership(&changes), &changes);
+        self.name_command(name, &committed);
+        Ok(vec![committed])
+    }
+
+    fn judge_channel(&mut self, name: &CommandName, title: &str, posting: Posting) -> Result<Vec<Committed>, Refusal> {
+        let owner = name.sender;
+        if !self.exists(owner) {
+            return Err(ErrorCode::NoSuchUser.into());
+        }
+        let chat_id = ChatId::channel(self.next_id(0)?, posting);
+        let first = self.next_id(0)?;
+        let second = if title.is_empty() { None } else { Some(self.next_id(0)?) };
+        let changes = [added(owner, Role::Owner)];
+        self.chats.insert(chat_id, Chat { channel: true, ..Chat::default() });
+        self.seats.insert((chat_id, owner), Seat::load(owner, None));
+        self.begin(chat_id, name, title, &changes, (first, second))
     }
 
     fn judge_create(&mut self, name: &CommandName, title: &str, members: &[UserId]) -> Result<Vec<Committed>, Refusal> {
@@ -282,7 +379,19 @@ impl Writer {
         let mut changes = vec![added(owner, Role::Owner)];
         changes.extend(others.into_iter().map(|user| added(user, Role::Member)));
         self.chats.insert(chat_id, Chat::default());
-        let mut committed = vec![self.number(chat_id, name, first, membership(&changes), &changes)];
+        self.begin(chat_id, name, title, &changes, (first, second))
+    }
+
+    /// The first events of a chat that was just made.
+    fn begin(
+        &mut self,
+        chat_id: ChatId,
+        name: &CommandName,
+        title: &str,
+        changes: &[MemberChange],
+        (first, second): (u64, Option<u64>),
+    ) -> Result<Vec<Committed>, Refusal> {
+        let mut committed = vec![self.number(chat_id, name, first, membership(changes), changes)];
         if let Some(id) = second {
             committed.push(self.number(chat_id, name, id, title_event(title), &[]));
             self.retitle(chat_id, title.to_owned());
@@ -322,30 +431,33 @@ impl Writer {
         envelope: Envelope,
         changes: &[MemberChange],
     ) -> Committed {
-        let Writer { chats, users, gathering, options, now, .. } = self;
+        let Writer { chats, users, seats, gathering, options, now, .. } = self;
         let chat = chats.get_mut(chat_id).expect("the job was prepared");
         assert!(id > chat.last_message_id, "ids rise within a chat");
         let is_first = chat.head_seq == 0;
         let large_above = options.inbox_fanout_members_max;
-        let large_before = chat.present > large_above;
+        let large_before = chat.channel || chat.present > large_above;
         let is_message = envelope.kind == kind::MESSAGE || planted::has(Bug::OrdinalCountsAll);
         chat.head_seq += 1 + u64::from(planted::has(Bug::SeqWithHole) && chat.head_seq % 5 == 4);
         chat.head_ordinal += u64::from(is_message);
         chat.last_message_id = id;
         chat.usage.group_no = gathering.group.no;
         let seq = chat.head_seq;
-        apply_changes(chat, changes, seq);
-        let large = if planted::has(Bug::SizeBeforeEvent) { large_before } else { chat.present > large_above };
+        apply_changes(chat_id, chat, seats, changes, seq);
+        let large_after = chat.channel || chat.present > large_above;
+        let large = if planted::has(Bug::SizeBeforeEvent) { large_before } else { large_after };
 
-        let sender = chat.member_mut(name.sender).expect("it was judged");
-        sender.sent += u64::from(is_message || planted::has(Bug::SentCountsChanges));
+        let counted = !chat.channel && (is_message || planted::has(Bug::SentCountsChanges));
+        if let Some(sender) = chat.member_mut(name.sender) {
+            sender.sent += u64::from(counted);
+        }
         let event = Event {
             chat_id,
             seq,
             ordinal: chat.head_ordinal,
             message_id: MessageId(if planted::has(Bug::IdsFollowTheClock) { clock_id(now.unix_ms, id) } else { id }),
             sender: name.sender,
-            sender_sent: chat.member(name.sender).expect("it was judged").sent,
+            sender_sent: chat.member(name.sender).map_or(0, |sender| sender.sent),
             client_msg_id: name.client_msg_id,
             envelope,
         };
@@ -385,7 +497,7 @@ impl Writer {
         }
         let parts = |change: &&MemberChange| matches!(change.action, MemberAction::Removed | MemberAction::Left);
         for change in changes.iter().filter(|change| !(parts(change) && planted::has(Bug::PartsNotStored))) {
-            let member = chat.member(change.user_id).expect("it was changed");
+            let member = chat.seat(chat_id, seats, change.user_id).expect("it was changed");
             append.members.retain(|(user_id, _)| *user_id != change.user_id);
             append.members.push((change.user_id, member.row()));
         }
@@ -400,12 +512,13 @@ impl Writer {
     /// Who comes in has read, so to say, what was before: it is not counted as unread. The own devices hear of it by an
     /// entry, as of any change of the own state, so that the counts that they derive are right.
     fn mark_joiners(&mut self, chat_id: ChatId, changes: &[MemberChange]) -> Vec<Marked> {
-        let Writer { chats, users, gathering, .. } = self;
+        let Writer { chats, users, seats, gathering, .. } = self;
+        let no = gathering.group.no;
         let mut joined = Vec::new();
         let chat = chats.get_mut(chat_id).expect("it was numbered in");
         let (seq, ordinal) = (chat.head_seq, chat.head_ordinal);
         for change in changes.iter().filter(|change| change.action == MemberAction::Added) {
-            let member = chat.member_mut(change.user_id).expect("it came in");
+            let member = chat.seat_mut(chat_id, seats, change.user_id, no).expect("it came in");
             if ordinal == member.marks.read_ordinal {
                 continue;
             }
@@ -430,8 +543,23 @@ impl Writer {
     }
 }
 
-fn apply_changes(chat: &mut Chat, changes: &[MemberChange], seq: u64) {
+fn member_state(member: &Member) -> Option<MemberState> {
+    let (user_id, marks) = (member.user_id, &member.marks);
+    Some(MemberState { user_id, role: member.role?, delivered_seq: marks.delivered_seq, read_seq: marks.read_seq })
+}
+
+fn apply_changes(chat_id: ChatId, chat: &mut Chat, seats: &mut Seats, changes: &[MemberChange], seq: u64) {
     for change in changes {
+        if chat.channel {
+            let seat = seats.get_mut((chat_id, change.user_id)).expect("the job was prepared");
+            seat.usage.group_no = seat.usage.group_no.max(chat.usage.group_no);
+            match change.action {
+                MemberAction::Added => chat.come_or_go(&mut seat.member, Some(change.role), seq),
+                MemberAction::Removed | MemberAction::Left => chat.come_or_go(&mut seat.member, None, seq),
+                MemberAction::RoleChanged => seat.member.role = Some(change.role),
+            }
+            continue;
+        }
         match change.action {
             MemberAction::Added => chat.join(change.user_id, change.role, seq),
             MemberAction::Removed | MemberAction::Left => chat.part(change.user_id, seq),

@@ -2,7 +2,7 @@
 //! however many wait for it.
 
 use super::Writer;
-use super::cache::{Chat, User};
+use super::cache::{Chat, Seat, User};
 use super::jobs::JobKey;
 use super::marks::Fact;
 use crate::planted::{self, Bug};
@@ -16,6 +16,7 @@ pub(super) enum Op {
     Meta,
     Commit,
     Chat(ChatId),
+    Member(ChatId, UserId),
     User(UserId),
     Name(CommandName),
     Unique(String),
@@ -29,6 +30,7 @@ pub(super) enum Op {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum LoadKey {
     Chat(ChatId),
+    Member(ChatId, UserId),
     User(UserId),
 }
 
@@ -77,6 +79,8 @@ pub(super) enum UniqueState {
 #[derive(Clone, Debug)]
 pub(super) enum Need {
     Chat(ChatId),
+    /// Of a channel.
+    Member(ChatId, UserId),
     User(UserId),
     Unique(String),
     Fact(Fact),
@@ -92,6 +96,14 @@ impl Writer {
                     return;
                 }
                 (LoadKey::Chat(chat_id), Op::Chat(chat_id), StoreRequest::LoadChat(chat_id))
+            }
+            Need::Member(chat_id, user_id) => {
+                if let Some(seat) = self.seats.get_mut((chat_id, user_id)) {
+                    seat.usage.touched = tick;
+                    return;
+                }
+                let request = StoreRequest::LoadMember { chat_id, user_id };
+                (LoadKey::Member(chat_id, user_id), Op::Member(chat_id, user_id), request)
             }
             Need::User(user_id) => {
                 if let Some(user) = self.users.get_mut(user_id) {
@@ -167,6 +179,7 @@ impl Writer {
     pub(super) fn loaded(&mut self, op: Op, result: StoreResult) {
         match (op, result) {
             (Op::Chat(chat_id), result) => self.chat_loaded(chat_id, result),
+            (Op::Member(chat_id, user_id), result) => self.member_loaded(chat_id, user_id, result),
             (Op::User(user_id), result) => self.user_loaded(user_id, result),
             (Op::Name(row), result) => self.name_found(row, result),
             (Op::Unique(key), result) => self.unique_found(&key, result),
@@ -195,6 +208,19 @@ impl Writer {
             self.chats.insert(chat_id, chat);
         }
         self.wake_all(LoadKey::Chat(chat_id), damaged);
+    }
+
+    fn member_loaded(&mut self, chat_id: ChatId, user_id: UserId, result: StoreResult) {
+        let loaded = match result {
+            StoreResult::Member(stored) => Some(Seat::load(user_id, stored)),
+            _ => None,
+        };
+        let damaged = loaded.is_none();
+        if let Some(mut seat) = loaded.filter(|_| self.seats.get((chat_id, user_id)).is_none()) {
+            seat.usage.touched = self.tick;
+            self.seats.insert((chat_id, user_id), seat);
+        }
+        self.wake_all(LoadKey::Member(chat_id, user_id), damaged);
     }
 
     fn user_loaded(&mut self, user_id: UserId, result: StoreResult) {

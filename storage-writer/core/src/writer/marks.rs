@@ -16,6 +16,8 @@ pub(super) struct Fact {
     seq: u64,
     chat_id: ChatId,
     direct: bool,
+    /// Own messages are not counted.
+    channel: bool,
     count: Count,
     ordinal: Option<u64>,
     /// Own messages of the user up to `seq`.
@@ -40,12 +42,14 @@ impl Fact {
             Count::Above { from, .. } => StoreRequest::CountMessages { chat_id, sender, from, to: self.seq },
             Count::Below { to, .. } => StoreRequest::CountMessages { chat_id, sender, from: self.seq + 1, to },
         };
-        [Some((event, true)), (!self.direct).then_some((count, false))]
+        [Some((event, true)), (!self.direct && !self.channel).then_some((count, false))]
     }
 
     pub(super) fn take_event(&mut self, event: &Event) {
         self.ordinal = Some(event.ordinal);
-        if self.direct {
+        if self.channel {
+            self.sent = Some(0);
+        } else if self.direct {
             let own = event.sender == self.user_id;
             let sent = if own { event.sender_sent } else { event.ordinal.saturating_sub(event.sender_sent) };
             self.sent = Some(sent);
@@ -75,7 +79,11 @@ impl Writer {
         needs: &mut Vec<Need>,
     ) {
         for update in marks {
-            let Some(member) = chat.member(update.user_id).filter(|member| member.role.is_some()) else { continue };
+            if chat.channel {
+                needs.push(Need::Member(chat_id, update.user_id));
+            }
+            let member = chat.seat(chat_id, &self.seats, update.user_id);
+            let Some(member) = member.filter(|member| member.role.is_some()) else { continue };
             if !rises(chat, member, update) {
                 continue;
             }
@@ -97,6 +105,7 @@ impl Writer {
                 seq: update.read_seq,
                 chat_id,
                 direct: chat.direct,
+                channel: chat.channel,
                 count,
                 ordinal: None,
                 sent: None,
@@ -118,7 +127,8 @@ impl Writer {
         let mut answers = Vec::with_capacity(updates.len());
         for update in updates {
             let chat = self.chats.get(chat_id).expect("the job was prepared");
-            let Some(member) = chat.member(update.user_id).filter(|member| member.role.is_some()) else { continue };
+            let member = chat.seat(chat_id, &self.seats, update.user_id);
+            let Some(member) = member.filter(|member| member.role.is_some()) else { continue };
             let mut row = member.marks;
             if rises(chat, member, update) {
                 row.read_seq = update.read_seq;
@@ -152,7 +162,8 @@ impl Writer {
             return Judged::Stalled;
         }
         let chat = self.chats.get(chat_id).expect("the job was prepared");
-        let member = chat.member(user_id).filter(|member| member.role.is_some() && chat.head_seq > 0);
+        let member = chat.seat(chat_id, &self.seats, user_id);
+        let member = member.filter(|member| member.role.is_some() && chat.head_seq > 0);
         let reply = match member {
             None => Reply::Refused(ErrorCode::NoSuchChat),
             Some(member) => {
@@ -167,12 +178,15 @@ impl Writer {
     /// Makes `row` the marks of a member, as far as it differs, with an entry for the own devices if the own state
     /// changed.
     fn write_marks(&mut self, chat_id: ChatId, user_id: UserId, row: MarkRow) -> Marked {
-        let Writer { chats, users, gathering, .. } = self;
+        let Writer { chats, users, seats, gathering, .. } = self;
         let chat = chats.get_mut(chat_id).expect("the job was prepared");
-        let usage = &mut chat.usage;
-        let at = chat.members.binary_search_by_key(&user_id, |member| member.user_id).expect("it was found");
-        let member = &mut chat.members[at];
-        let before = std::mem::replace(&mut member.marks, row);
+        let before = chat.seat(chat_id, seats, user_id).expect("it was found").marks;
+        if before != row {
+            chat.usage.group_no = gathering.group.no;
+        }
+        let no = if before == row { 0 } else { gathering.group.no };
+        let member = chat.seat_mut(chat_id, seats, user_id, no).expect("it was found");
+        member.marks = row;
         let own_changed = before.read_seq != row.read_seq || before.muted_until_ms != row.muted_until_ms;
         let group_no = gathering.group.no;
         let mut inbox_seq = None;
@@ -183,7 +197,6 @@ impl Writer {
             inbox_seq = Some(user.inbox_head);
         }
         if before != row {
-            usage.group_no = group_no;
             gathering.bytes += size_of::<MarkWrite>();
             if !own_changed && member.mark_at.0 == group_no && !planted::has(Bug::FallenChatsKept) {
                 gathering.group.marks[member.mark_at.1].row = row;

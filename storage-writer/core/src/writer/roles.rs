@@ -1,8 +1,8 @@
 //! Who may do what to a group: pure decisions over the members as they are. Nothing is changed here.
 
-use super::cache::Chat;
+use super::cache::{Chat, Seats};
 use parley_protocol::frame::Change;
-use parley_protocol::{ErrorCode, MemberAction, MemberChange, Role, UserId, limits};
+use parley_protocol::{ChatId, ErrorCode, MemberAction, MemberChange, Role, UserId, limits};
 
 /// What a change comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,20 +13,38 @@ pub(super) enum Decision {
     Title(String),
 }
 
+/// A chat with its members, wherever they are kept. Of a channel: those that the change is about.
+#[derive(Clone, Copy)]
+pub(super) struct Room<'a> {
+    pub(super) chat_id: ChatId,
+    pub(super) chat: &'a Chat,
+    pub(super) seats: &'a Seats,
+}
+
+impl Room<'_> {
+    /// The role of someone who is a member now.
+    pub(super) fn role(&self, user_id: UserId) -> Option<Role> {
+        self.chat.seat(self.chat_id, self.seats, user_id).and_then(|member| member.role)
+    }
+}
+
 /// Judges a change of a group by someone who is a member with `role`.
-pub(super) fn decide(chat: &Chat, sender: UserId, role: Role, change: &Change) -> Result<Decision, ErrorCode> {
+pub(super) fn decide(room: Room<'_>, sender: UserId, role: Role, change: &Change) -> Result<Decision, ErrorCode> {
+    let chat = room.chat;
     if chat.direct {
         return Err(ErrorCode::WrongChatKind);
     }
     match change {
-        Change::Add { users } => add(chat, role, users),
-        Change::Remove { users } => remove(chat, sender, role, users),
-        Change::Role { user, role: to } => give_role(chat, sender, role, *user, *to),
+        Change::Add { users } => add(room, role, users),
+        Change::Remove { users } => remove(room, sender, role, users),
+        Change::Role { user, role: to } => give_role(room, sender, role, *user, *to),
         Change::Rename { title } => rename(chat, role, title),
         Change::Leave {} if role == Role::Owner && chat.present > 1 => Err(ErrorCode::OwnerMustHandOver),
         Change::Leave {} => {
             Ok(Decision::Members(vec![MemberChange { user_id: sender, action: MemberAction::Left, role }]))
         }
+        Change::Join {} if chat.channel => Err(ErrorCode::NoChange),
+        Change::Join {} => Err(ErrorCode::WrongChatKind),
     }
 }
 
@@ -45,7 +63,7 @@ fn some(changes: Vec<MemberChange>) -> Result<Decision, ErrorCode> {
     if changes.is_empty() { Err(ErrorCode::NoChange) } else { Ok(Decision::Members(changes)) }
 }
 
-fn add(chat: &Chat, role: Role, users: &[UserId]) -> Result<Decision, ErrorCode> {
+fn add(chat: Room<'_>, role: Role, users: &[UserId]) -> Result<Decision, ErrorCode> {
     if role < Role::Admin {
         return Err(ErrorCode::Forbidden);
     }
@@ -53,7 +71,7 @@ fn add(chat: &Chat, role: Role, users: &[UserId]) -> Result<Decision, ErrorCode>
     some(new.map(|user_id| MemberChange { user_id, action: MemberAction::Added, role: Role::Member }).collect())
 }
 
-fn remove(chat: &Chat, sender: UserId, role: Role, users: &[UserId]) -> Result<Decision, ErrorCode> {
+fn remove(chat: Room<'_>, sender: UserId, role: Role, users: &[UserId]) -> Result<Decision, ErrorCode> {
     if role < Role::Admin {
         return Err(ErrorCode::Forbidden);
     }
@@ -68,7 +86,7 @@ fn remove(chat: &Chat, sender: UserId, role: Role, users: &[UserId]) -> Result<D
     some(changes)
 }
 
-fn give_role(chat: &Chat, sender: UserId, role: Role, user: UserId, to: Role) -> Result<Decision, ErrorCode> {
+fn give_role(chat: Room<'_>, sender: UserId, role: Role, user: UserId, to: Role) -> Result<Decision, ErrorCode> {
     if role < Role::Owner {
         return Err(ErrorCode::Forbidden);
     }

@@ -330,7 +330,9 @@ impl Check<'_> {
 /// Checks an event against the ones before it. After a hole the counts start anew from what the event says.
 fn follow(at: &mut ChatWalk, event: &Event, hole: bool) -> Result<(), String> {
     let own = u64::from(event.envelope.kind == kind::MESSAGE);
-    let sent = at.sent.get(&event.sender).copied().unwrap_or(0) + own;
+    // In a channel nobody's own messages are counted.
+    let counted = if event.chat_id.is_channel() { 0 } else { own };
+    let sent = at.sent.get(&event.sender).copied().unwrap_or(0) + counted;
     let before = (at.message_id, at.ordinal);
     at.message_id = event.message_id.0;
     at.ordinal = event.ordinal;

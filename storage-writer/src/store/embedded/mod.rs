@@ -135,6 +135,9 @@ impl EmbeddedStore {
         let found: Result<StoreResult, ReadError> = match request {
             StoreRequest::LoadMeta => Ok(StoreResult::Meta(self.records.clone())),
             StoreRequest::LoadChat(chat_id) => view.chat(*chat_id).map(|chat| StoreResult::Chat(chat.map(Box::new))),
+            StoreRequest::LoadMember { chat_id, user_id } => {
+                view.stored_member(*chat_id, *user_id).map(StoreResult::Member)
+            }
             StoreRequest::LoadUser(user_id) => view.user(*user_id).map(StoreResult::User),
             StoreRequest::FindCommand(name) => view.command(name).map(StoreResult::Found),
             StoreRequest::FindUnique(key) => view.unique(key).map(StoreResult::Unique),

@@ -121,11 +121,19 @@ impl EmbeddedView {
         let checkpoint = self.checkpoint(chat_id)?;
         let tail = self.events(chat_id, checkpoint.seq + 1, u64::MAX, u32::MAX, false)?;
         let mut members = Vec::new();
-        for (user_id, row) in self.members(chat_id, None, u32::MAX)? {
-            members.push(StoredMember { user_id, row, marks: self.marks(chat_id, user_id)? });
+        if !chat_id.is_channel() {
+            for (user_id, row) in self.members(chat_id, None, u32::MAX)? {
+                members.push(StoredMember { user_id, row, marks: self.marks(chat_id, user_id)? });
+            }
         }
         let written = checkpoint.seq > 0 || !tail.is_empty() || !members.is_empty();
         Ok(written.then_some(StoredChat { checkpoint, tail, members }))
+    }
+
+    /// One member as the writer loads it: nothing when it never was one.
+    pub(crate) fn stored_member(&self, chat_id: ChatId, user_id: UserId) -> Read<Option<StoredMember>> {
+        let Some(row) = self.member(chat_id, user_id)? else { return Ok(None) };
+        Ok(Some(StoredMember { user_id, row, marks: self.marks(chat_id, user_id)? }))
     }
 
     /// Number of the last entry of an inbox; 0 when it is empty.

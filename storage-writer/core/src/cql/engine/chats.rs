@@ -140,7 +140,8 @@ impl Engine {
         let (no, first_seq, present) = (job.no, job.first_seq, job.present);
         let Some(checkpoint) = job.checkpoint.take() else { return self.append_part_stands(chat_id, no) };
         let fact = self.facts.of(chat_id);
-        if first_seq == 1 && fact.slots.is_none() && matches!(chat_id.kind(), Some(ChatKind::Group(_))) {
+        let given_once = matches!(chat_id.kind(), Some(ChatKind::Group(_) | ChatKind::Channel(..)));
+        if first_seq == 1 && fact.slots.is_none() && given_once {
             // Its id was never given before.
             fact.slots = Some([None, None]);
         }

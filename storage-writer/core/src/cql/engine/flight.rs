@@ -86,6 +86,8 @@ impl InFlight {
 #[derive(Debug, Default)]
 pub(super) struct Touched {
     pub(super) chats: HashMap<ChatId, u64>,
+    /// Those with a row of their own in the group: the load of a member of a busy channel waits for no other.
+    pub(super) members: HashMap<(ChatId, UserId), u64>,
     pub(super) users: HashMap<UserId, u64>,
     pub(super) names: HashMap<CommandName, u64>,
     pub(super) uniques: HashMap<String, u64>,
@@ -95,6 +97,7 @@ pub(super) struct Touched {
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     pub(super) chats: Vec<ChatId>,
+    pub(super) members: Vec<(ChatId, UserId)>,
     pub(super) users: Vec<UserId>,
     pub(super) names: Vec<CommandName>,
     pub(super) uniques: Vec<String>,
@@ -110,11 +113,13 @@ fn leave<K: Eq + std::hash::Hash>(map: &mut HashMap<K, u64>, keys: &[K], no: u64
 
 impl Touched {
     pub(super) fn is_empty(&self) -> bool {
-        self.chats.is_empty() && self.users.is_empty() && self.names.is_empty() && self.uniques.is_empty()
+        let chats = self.chats.is_empty() && self.members.is_empty();
+        chats && self.users.is_empty() && self.names.is_empty() && self.uniques.is_empty()
     }
 
     pub(super) fn enter(&mut self, no: u64, keys: &Keys) {
         self.chats.extend(keys.chats.iter().map(|key| (*key, no)));
+        self.members.extend(keys.members.iter().map(|key| (*key, no)));
         self.users.extend(keys.users.iter().map(|key| (*key, no)));
         self.names.extend(keys.names.iter().map(|key| (*key, no)));
         self.uniques.extend(keys.uniques.iter().map(|key| (key.clone(), no)));
@@ -122,6 +127,7 @@ impl Touched {
 
     pub(super) fn leave(&mut self, no: u64, keys: &Keys) {
         leave(&mut self.chats, &keys.chats, no);
+        leave(&mut self.members, &keys.members, no);
         leave(&mut self.users, &keys.users, no);
         leave(&mut self.names, &keys.names, no);
         leave(&mut self.uniques, &keys.uniques, no);

@@ -6,7 +6,8 @@ use super::tail::{Head, Tail};
 use super::{Engine, Owner};
 use crate::cql::rows::{ChatStateRow, EventRow, Partition, Read, Row, SEQ_BUCKET, Statement, seq_bucket};
 use crate::store::{
-    Checkpoint, CommandName, CommandRow, OpId, StoreRequest, StoreResult, StoredChat, StoredMember, StoredUser, UserRow,
+    Checkpoint, CommandName, CommandRow, MarkRow, MemberRow, OpId, StoreRequest, StoreResult, StoredChat, StoredMember,
+    StoredUser, UserRow,
 };
 use hashbrown::HashMap;
 use parley_protocol::body::kind;
@@ -59,6 +60,13 @@ enum State {
     Event {
         seq: u64,
     },
+    /// Of a channel: its row and its marks.
+    Member {
+        user_id: UserId,
+        row: Option<MemberRow>,
+        marks: MarkRow,
+        left: usize,
+    },
 }
 
 /// A chat, as far as it is read.
@@ -106,6 +114,7 @@ fn waits_for(touched: &Touched, request: &StoreRequest) -> Option<u64> {
         StoreRequest::LoadChat(chat_id)
         | StoreRequest::CountMessages { chat_id, .. }
         | StoreRequest::LoadEvent { chat_id, .. } => touched.chats.get(chat_id),
+        StoreRequest::LoadMember { chat_id, user_id } => touched.members.get(&(*chat_id, *user_id)),
         StoreRequest::LoadUser(user_id) => touched.users.get(user_id),
         // Only the name itself: look-ups in a chat that is written all the time must not wait for it.
         StoreRequest::FindCommand(name) => touched.names.get(name),
@@ -154,6 +163,11 @@ impl Engine {
             }
             StoreRequest::Commit(group) => return self.commit(op, group),
             StoreRequest::LoadChat(chat_id) => self.start_chat(load, chat_id),
+            StoreRequest::LoadMember { chat_id, user_id } => {
+                self.read(Read::Member { chat_id, user_id }, Owner::Load(load));
+                self.read(Read::Marks { chat_id, users: vec![user_id] }, Owner::Load(load));
+                State::Member { user_id, row: None, marks: MarkRow::default(), left: 2 }
+            }
             StoreRequest::LoadUser(user_id) => {
                 self.read(Read::All(Partition::User { user_id }), Owner::Load(load));
                 let head = Head::new(user_id);
@@ -191,14 +205,16 @@ impl Engine {
     }
 
     fn start_chat(&mut self, load: u64, chat_id: ChatId) -> State {
-        for partition in
-            [Partition::ChatState { chat_id }, Partition::Members { chat_id }, Partition::Marks { chat_id }]
-        {
-            self.read(Read::All(partition), Owner::Load(load));
+        let parts = [Partition::ChatState { chat_id }, Partition::Members { chat_id }, Partition::Marks { chat_id }];
+        // Members of a channel are loaded one by one.
+        let parts = if chat_id.is_channel() { &parts[..1] } else { &parts[..] };
+        for partition in parts {
+            self.read(Read::All(partition.clone()), Owner::Load(load));
         }
+        let left = parts.len();
         self.loads.chats.entry(chat_id).or_default().loads += 1;
         let (states, members, marks) = Default::default();
-        State::Chat(Box::new(ChatLoad { chat_id, left: 3, states, members, marks, tail: None }))
+        State::Chat(Box::new(ChatLoad { chat_id, left, states, members, marks, tail: None }))
     }
 
     /// None: the name cannot be there.
@@ -256,6 +272,22 @@ impl Engine {
                     _ => None,
                 });
                 self.finish(id, StoreResult::Event(event));
+            }
+            State::Member { user_id, row, marks, left } => {
+                *left -= 1;
+                let user_id = *user_id;
+                for read in rows {
+                    match read {
+                        Row::Member { user_id: of, row: read } if of == user_id => *row = Some(read),
+                        Row::Mark { user_id: of, row: read } if of == user_id => *marks = read,
+                        _ => {}
+                    }
+                }
+                if *left == 0 {
+                    let marks = *marks;
+                    let member = row.take().map(|row| StoredMember { user_id, row, marks });
+                    self.finish(id, StoreResult::Member(member));
+                }
             }
             State::Behind { .. } | State::Find { .. } => {}
         }

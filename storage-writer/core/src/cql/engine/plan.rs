@@ -249,6 +249,9 @@ impl Engine {
         for planned in &plan.appends {
             let append = &planned.append;
             keys.chats.push(append.chat_id);
+            if append.chat_id.is_channel() {
+                keys.members.extend(append.members.iter().map(|(user_id, _)| (append.chat_id, *user_id)));
+            }
             keys.names.extend(append.commands.iter().map(|row| row.name));
             users.extend(append.entries.iter().map(|entry| (entry.user_id, entry.inbox_seq)));
             users.extend(planned.joined.iter().filter_map(|mark| Some((mark.user_id, mark.inbox_seq?))));
@@ -270,6 +273,8 @@ impl Engine {
         keys.users = users.into_iter().map(|(user_id, _)| user_id).collect();
         keys.users.extend(plan.users.iter().map(|user| user.user_id));
         keys.chats.extend(plan.marks.iter().map(|mark| mark.chat_id));
+        let of_channels = plan.marks.iter().filter(|mark| mark.chat_id.is_channel());
+        keys.members.extend(of_channels.map(|mark| (mark.chat_id, mark.user_id)));
         keys.uniques.extend(plan.uniques.iter().map(|(key, _)| key.clone()));
         keys.names.iter().for_each(|name| self.known_names.enter(name));
         self.touched.enter(no, &keys);

@@ -37,6 +37,7 @@ impl SetAside {
     pub(super) fn why(&self, request: &StoreRequest) -> Option<&String> {
         match request {
             StoreRequest::LoadChat(chat_id)
+            | StoreRequest::LoadMember { chat_id, .. }
             | StoreRequest::CountMessages { chat_id, .. }
             | StoreRequest::LoadEvent { chat_id, .. }
             | StoreRequest::FindCommand(CommandName { chat_id, .. }) => self.chats.get(chat_id),
