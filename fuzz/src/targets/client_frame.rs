@@ -156,13 +156,14 @@ fn keeps_limits(frame: &ClientFrame) {
             assert!(create.title.len() <= TITLE_BYTES_MAX);
             users_fit(&create.members, MEMBER_CHANGES_MAX);
         }
+        ClientFrame::ChannelCreate(create) => assert!(create.title.len() <= TITLE_BYTES_MAX),
         ClientFrame::GroupChange(change) => {
             well_formed(change.chat_id);
             match &change.change {
                 Change::Add { users } | Change::Remove { users } => users_fit(users, MEMBER_CHANGES_MAX),
                 Change::Role { user, .. } => assert!(user.is_valid()),
                 Change::Rename { title } => assert!(title.len() <= TITLE_BYTES_MAX),
-                Change::Leave {} => {}
+                Change::Leave {} | Change::Join {} => {}
             }
         }
         ClientFrame::Mute(mute) => assert!(mute.until_ms <= NUMBER_MAX),
