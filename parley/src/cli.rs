@@ -573,7 +573,25 @@ pub(crate) enum GroupCommand {
         /// The title.
         title: String,
     },
-    /// Leave the group; an owner hands over first.
+    /// Create a channel: a chat for very many members, which anybody who knows its id can join.
+    CreateChannel {
+        #[command(flatten)]
+        script: ScriptArgs,
+        /// The title; may be empty.
+        title: String,
+        /// Every member may write, not only you and your admins; settled for ever.
+        #[arg(long)]
+        everybody: bool,
+        /// The name of this command, 32 hex digits [default: random].
+        #[arg(long, value_name = "HEX")]
+        client_msg_id: Option<ClientMsgId>,
+    },
+    /// Join a channel.
+    Join {
+        #[command(flatten)]
+        target: GroupTarget,
+    },
+    /// Leave the group or channel; an owner hands over first.
     Leave {
         #[command(flatten)]
         target: GroupTarget,

@@ -7,7 +7,7 @@ use crate::truth::Asked;
 use crate::world::{Event, World};
 use parley_protocol::frame::{self, Change, ClientFrame};
 use parley_protocol::wire::Encoding;
-use parley_protocol::{Body, ChatId, ClientMsgId, MessageBody, Role, UserId};
+use parley_protocol::{Body, ChatId, ClientMsgId, MessageBody, Posting, Role, UserId};
 
 /// Devices of one user at a time.
 const DEVICES_MAX: usize = 4;
@@ -109,6 +109,14 @@ impl World {
                     ClientFrame::GroupCreate(frame::GroupCreate { client_msg_id: id, title, members })
                 });
             }
+            Action::CreateChannel => {
+                let posting = if self.people.chance(700) { Posting::Everybody } else { Posting::Admins };
+                let title = if self.people.chance(500) { "news".to_owned() } else { String::new() };
+                self.command(device, None, None, |client_msg_id| {
+                    ClientFrame::ChannelCreate(frame::ChannelCreate { client_msg_id, title, posting })
+                });
+            }
+            Action::Join => self.join(device),
             Action::Add | Action::Remove | Action::GiveRole | Action::Rename | Action::Leave => {
                 self.change_group(device, action);
             }
@@ -231,6 +239,19 @@ impl World {
         self.command(device, Some(chat_id), None, |client_msg_id| {
             ClientFrame::GroupChange(frame::GroupChange { chat_id, client_msg_id, change })
         });
+    }
+
+    /// Comes into a channel, which it may be in already; looks at it at once, mostly.
+    fn join(&mut self, device: u32) {
+        let channels: Vec<ChatId> = self.truth.groups.iter().copied().filter(|chat_id| chat_id.is_channel()).collect();
+        let Some(chat_id) = self.people.pick(&channels).copied() else { return };
+        let change = Change::Join {};
+        self.command(device, Some(chat_id), None, |client_msg_id| {
+            ClientFrame::GroupChange(frame::GroupChange { chat_id, client_msg_id, change })
+        });
+        if self.people.chance(600) && self.devices[device as usize].subscribed.insert(chat_id) {
+            self.say(device, ClientFrame::Subscribe(frame::ChatRef { chat_id }));
+        }
     }
 
     fn some_member(&mut self, chat_id: ChatId) -> Option<UserId> {

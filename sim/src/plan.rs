@@ -112,6 +112,10 @@ names! {
         Trespass = "trespass", 20;
         /// Presents a mark that it was never issued: above its inbox.
         ForgedMark = "forged-mark", 2;
+        /// A new channel. From here on: in runs with channels only.
+        CreateChannel = "create-channel", 12;
+        /// Somebody comes into a channel.
+        Join = "join", 60;
     }
 }
 
@@ -216,6 +220,10 @@ pub struct Plan {
 
 /// Faults from here on have to do with a cluster only; those before mean the same with every store.
 const FAULTS_ON_ANY: usize = Fault::ReplicaDown as usize;
+/// Actions from here on are of runs with channels; those before mean the same in every run.
+const ACTIONS_OF_ALL: usize = Action::CreateChannel as usize;
+/// In a thousand seeds: those with channels.
+const WITH_CHANNELS: u32 = 500;
 /// In a thousand seeds: those on a cluster.
 const ON_A_CLUSTER: u32 = 400;
 
@@ -236,11 +244,17 @@ impl Plan {
             let one = |level: &u32| if rng.chance(leave_out) { 0 } else { 1 + rng.below(u64::from(*level)) as u32 };
             levels.iter().map(one).collect()
         };
-        let mut actions = draw(Action::LEVELS, 250);
+        let mut actions = draw(&Action::LEVELS[..ACTIONS_OF_ALL], 250);
         let mut faults = draw(&Fault::LEVELS[..FAULTS_ON_ANY], if quiet { 1_000 } else { 500 });
         // Without these nothing at all would happen.
         for action in [Action::Connect, Action::SendDirect, Action::SendGroup, Action::Create] {
             actions[action as usize] = actions[action as usize].max(Action::LEVELS[action as usize] / 4);
+        }
+        let mut channels = Rng::new(seed, 7);
+        let there = channels.chance(WITH_CHANNELS);
+        for level in &Action::LEVELS[ACTIONS_OF_ALL..] {
+            let drawn = level / 4 + channels.below(u64::from(*level)) as u32;
+            actions.push(if there { drawn } else { 0 });
         }
         for level in &Fault::LEVELS[FAULTS_ON_ANY..] {
             let none = quiet || cluster.chance(400);
@@ -333,6 +347,10 @@ impl Plan {
         if self.is_tiny() { 7 } else { 12 }
     }
 
+    pub(crate) fn channel_members_max(&self) -> usize {
+        if self.is_tiny() { 5 } else { 40 }
+    }
+
     /// Options of a gateway's shards. Seconds of a deployment are tenths here.
     pub(crate) fn gateway_options(&self, gateway: u128, shard: u16) -> GatewayOptions {
         let options = GatewayOptions {
@@ -384,6 +402,8 @@ impl Plan {
             lobby_connections_max: 32,
             rate_per_s: 50,
             rate_burst: 8,
+            channel_rate_per_s: 30,
+            channel_rate_burst: 6,
             ..options
         }
     }
@@ -391,10 +411,12 @@ impl Plan {
     pub(crate) fn writer_options(&self) -> storage_core::Options {
         let options = storage_core::Options {
             group_members_max: self.group_members_max(),
+            channel_members_max: self.channel_members_max(),
             inbox_fanout_members_max: self.inbox_fanout_members_max(),
             sync_backlog_max: self.gateway_options(1, 0).sync_backlog_max,
             chats_cached_max: 60,
             users_cached_max: 100,
+            seats_cached_max: 20,
             commit_retry_interval_ms: 50,
             commits_in_flight_max: if self.on_cluster() {
                 4
@@ -411,6 +433,7 @@ impl Plan {
             batch_bytes_max: 600,
             chats_cached_max: 2,
             users_cached_max: 3,
+            seats_cached_max: 2,
             parked_max: 6,
             ..options
         }

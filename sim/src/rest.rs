@@ -65,7 +65,9 @@ impl World {
             let member = self.truth.chats.get(chat_id).and_then(|chat| chat.members.get(&user));
             member.filter(|member| member.present).map(|member| member.marks.delivered_seq)
         };
-        let held = device.chats.keys().filter_map(|chat_id| Some((device.confirmable(*chat_id)?, stored(chat_id)?)));
+        // A channel does not keep what was delivered.
+        let kept = device.chats.keys().filter(|chat_id| !chat_id.is_channel());
+        let held = kept.filter_map(|chat_id| Some((device.confirmable(*chat_id)?, stored(chat_id)?)));
         held.filter(|(position, stored)| *stored < position.seq).map(|(position, _)| position).collect()
     }
 

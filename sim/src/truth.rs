@@ -117,6 +117,14 @@ impl Chat {
         members_max: usize,
     ) -> bool {
         let member = self.members.get(&user);
+        if let Change::Join {} = change {
+            // Whoever is not in a channel comes in, while there is room and somebody in it.
+            let most = self.members.keys().filter(|user| self.was_member(**user, since, false)).count();
+            let room = code != ErrorCode::GroupFull || most < members_max;
+            let lives =
+                code != ErrorCode::NoSuchChat || self.members.keys().any(|user| self.was_member(*user, since, true));
+            return self.channel && !self.was_member(user, since, false) && room && lives;
+        }
         if !member.is_some_and(|member| member.role == Some(Role::Owner) && member.role_since <= since) {
             return false;
         }

@@ -353,7 +353,7 @@ impl World {
             let asked = self.truth.asked.entry((command.sender, command.client_msg_id));
             asked.and_modify(|asked| asked.epoch = asked.epoch.max(request.home_epoch));
         }
-        if let Ask::LoadChat { chat_id } = request.ask {
+        if let Ask::LoadChat { chat_id } | Ask::Among { chat_id, .. } = request.ask {
             let stands = self.truth.opened_under(partition::of_chat(chat_id)) >= request.home_epoch;
             self.ensure(stands, "a home loads behind its barrier", || format!("link {link}: {request:?}"));
         }

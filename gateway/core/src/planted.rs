@@ -165,6 +165,12 @@ bugs! {
     /// Beside the rules: a removal does not end the subscriptions of who was removed. Makes: live events of a large
     /// chat to a former member. Seen by: nobody receives what they may not.
     RemovedStaySubscribed = 0,
+    /// Beside the rules: who leaves a channel keeps its subscription. Makes: live events of a channel to a former member.
+    /// Seen by: nobody receives what they may not.
+    LeaversStaySubscribed = 0,
+    /// Beside the rules: who subscribes to a channel is not asked about. Makes: live events of a channel to a stranger.
+    /// Seen by: nobody receives what they may not.
+    SeatsUnasked = 0,
     /// Beside the rules: receipts go to former members as well. Makes: marks of a chat told to who is no member any more.
     /// Seen by: receipts to who may not have them.
     ReceiptsToFormerMembers = 0,

@@ -401,7 +401,7 @@ impl Model {
 
     fn in_group(&mut self, act: impl FnOnce(&mut Self, ChatId)) {
         let Some(chat_id) = self.need_chat() else { return };
-        if matches!(chat_id.kind(), Some(ChatKind::Group(_))) {
+        if matches!(chat_id.kind(), Some(ChatKind::Group(_) | ChatKind::Channel(..))) {
             act(self, chat_id);
         } else {
             self.notice = Some("this is a direct chat; /group makes a group".to_owned());
@@ -644,7 +644,7 @@ impl Model {
         chat.title = summary.title;
         chat.member_count = summary.members;
         chat.large = summary.large;
-        chat.left = summary.role.is_none() && matches!(chat_id.kind(), Some(ChatKind::Group(_)));
+        chat.left = summary.role.is_none() && !matches!(chat_id.kind(), Some(ChatKind::Direct(..)));
         // The list says how many are unread; with the marks that says how many one sent.
         let read_since = summary.head_ordinal.saturating_sub(summary.own.read_ordinal);
         let sent = summary.own.read_sent + read_since.saturating_sub(summary.unread);

@@ -1,11 +1,11 @@
-//! `parley group`: creates groups and changes them.
+//! `parley group`: creates groups and channels, and changes them.
 
 use super::show;
 use super::talk::{Talk, command_name, print_frame, print_line, unexpected};
 use crate::cli::{GroupArgs, GroupCommand, GroupTarget, ScriptArgs};
 use crate::client::ClientError;
-use parley_protocol::frame::{self, Change, GroupChange, GroupCreate, Member, Sent};
-use parley_protocol::{ChatId, ClientFrame, ClientMsgId, ServerFrame};
+use parley_protocol::frame::{self, Change, ChannelCreate, GroupChange, GroupCreate, Member, Sent};
+use parley_protocol::{ChatId, ClientFrame, ClientMsgId, Posting, ServerFrame};
 
 pub(super) fn run(args: &GroupArgs) -> Result<(), ClientError> {
     match &args.command {
@@ -21,6 +21,10 @@ pub(super) fn run(args: &GroupArgs) -> Result<(), ClientError> {
             Ok(Change::Role { user, role: (*role).into() })
         }),
         GroupCommand::Rename { target, title } => change(target, |_| Ok(Change::Rename { title: title.clone() })),
+        GroupCommand::CreateChannel { script, title, everybody, client_msg_id } => {
+            create_channel(script, title, *everybody, *client_msg_id)
+        }
+        GroupCommand::Join { target } => change(target, |_| Ok(Change::Join {})),
         GroupCommand::Leave { target } => change(target, |_| Ok(Change::Leave {})),
         GroupCommand::Members { script, group } => members(script, *group),
     }
@@ -36,7 +40,30 @@ fn create(
     let members = if members.is_empty() { Vec::new() } else { talk.users(members)? };
     let client_msg_id = command_name(client_msg_id);
     let create = GroupCreate { client_msg_id, title: title.to_owned(), members };
-    let sent = talk.command(client_msg_id, ClientFrame::GroupCreate(create))?;
+    made(script, talk, client_msg_id, ClientFrame::GroupCreate(create))
+}
+
+fn create_channel(
+    script: &ScriptArgs,
+    title: &str,
+    everybody: bool,
+    client_msg_id: Option<ClientMsgId>,
+) -> Result<(), ClientError> {
+    let talk = Talk::open(script)?;
+    let client_msg_id = command_name(client_msg_id);
+    let posting = if everybody { Posting::Everybody } else { Posting::Admins };
+    let create = ChannelCreate { client_msg_id, title: title.to_owned(), posting };
+    made(script, talk, client_msg_id, ClientFrame::ChannelCreate(create))
+}
+
+/// Sends a creation and prints the id of what it made.
+fn made(
+    script: &ScriptArgs,
+    mut talk: Talk,
+    client_msg_id: ClientMsgId,
+    frame: ClientFrame,
+) -> Result<(), ClientError> {
+    let sent = talk.command(client_msg_id, frame)?;
     talk.session.close()?;
     if script.json {
         return print_frame(&ServerFrame::Sent(sent));

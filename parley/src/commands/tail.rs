@@ -97,7 +97,7 @@ impl Tail {
             (_, Ok(parley_protocol::Body::Title(body))) => {
                 self.titles.insert(event.chat_id, body.title);
             }
-            (Some(ChatKind::Group(_)), _) if !self.titles.contains_key(&event.chat_id) => {
+            (Some(ChatKind::Group(_) | ChatKind::Channel(..)), _) if !self.titles.contains_key(&event.chat_id) => {
                 let title = self.talk.title(event.chat_id)?;
                 self.titles.insert(event.chat_id, title);
             }

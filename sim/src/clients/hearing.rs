@@ -155,8 +155,12 @@ impl World {
         // What may be said in a chat, by whoever is in it all the time, is not refused for good.
         let chat = asked.chat_id.and_then(|chat_id| self.truth.chats.get(&chat_id));
         let direct = asked.chat_id.is_some_and(|chat_id| chat_id.peer_of(user).is_some());
-        let may = asked.says && (direct || chat.is_some_and(|chat| chat.was_member(user, asked.at, true)));
-        let members_max = self.plan.group_members_max();
+        let channel = asked.chat_id.is_some_and(ChatId::is_channel);
+        // Not everybody may write in every channel.
+        let forbids = channel && code == ErrorCode::Forbidden;
+        let in_it = !forbids && chat.is_some_and(|chat| chat.was_member(user, asked.at, true));
+        let may = asked.says && (direct || in_it);
+        let members_max = if channel { self.plan.channel_members_max() } else { self.plan.group_members_max() };
         let due = match (&kept.frame, chat) {
             (ClientFrame::GroupChange(frame), Some(chat)) => {
                 chat.must_do(user, &frame.change, asked.at, code, members_max)

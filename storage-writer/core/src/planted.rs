@@ -216,6 +216,9 @@ bugs! {
     /// Beside the rules: every third good message is refused, as if its sender were no member. Makes: a message that
     /// its sender gives up. Seen by: what the log, replayed, allows is not refused.
     WrongRefusals = 0,
+    /// Beside the rules: who comes into a channel writes the row of another member as well. Makes: a membership that
+    /// begins again, without what came before. Seen by: the store is what the log says.
+    JoinRewritesAnother = 0,
     /// Beside the rules: every fifth `seq` is left out. Makes: a hole that history never fills. Seen by: `seq` is
     /// dense.
     SeqWithHole = 0,

@@ -15,6 +15,7 @@
 
 mod api;
 mod cache;
+mod channels;
 mod groups;
 mod invariants;
 mod jobs;

@@ -6,7 +6,7 @@ use super::home::{Channel, Phase};
 use super::{Out, Shard, Tag, Timer};
 use crate::mesh::{Fanout, HomeReply, Origin};
 use crate::time::Now;
-use parley_protocol::frame::Change;
+use parley_protocol::frame::{Change, Head};
 use parley_protocol::link::{Action, Ask, ChatState, Command, MarkUpdate, Reply};
 use parley_protocol::{ChatId, ErrorCode, UserId, limits};
 
@@ -130,7 +130,9 @@ impl Shard {
         }
         let code = match reply {
             Reply::Chat(state) if state.members.iter().any(|member| member.user_id == origin.user_id) => {
-                return self.let_subscribe(now, origin, chat_id, out);
+                // A home that is loaded again may not know the event that let the member in.
+                let head = Head { chat_id, seq: state.head_seq, ordinal: state.head_ordinal };
+                return self.let_subscribe(now, origin, head, out);
             }
             Reply::Chat(_) => ErrorCode::NoSuchChat,
             reply => refusal(reply),

@@ -10,7 +10,7 @@ use crate::mesh::{Fanout, HomeAsk, HomeReply, Mesh, Origin};
 use crate::output::Output;
 use crate::planted::{self, Bug};
 use crate::time::Now;
-use parley_protocol::frame::{Receipt, Sent, ServerFrame};
+use parley_protocol::frame::{Head, Receipt, Sent, ServerFrame};
 use parley_protocol::link::{Action, Ask, Committed, MarkUpdate, Marked, Reply, Target};
 use parley_protocol::partition;
 use parley_protocol::{ChatId, ClientMsgId, ErrorCode, UserId};
@@ -210,21 +210,25 @@ impl Shard {
                 }
                 self.reply(origin, HomeReply::Taken, out);
             }
-            HomeAsk::Subscribe { .. } if channel && !planted::has(Bug::StrangersSubscribe) => {
+            HomeAsk::Subscribe { .. } if channel && !planted::has(Bug::SeatsUnasked) => {
                 self.ask_seat(origin, chat_id);
             }
-            HomeAsk::Subscribe { .. } => self.let_subscribe(now, origin, chat_id, out),
+            HomeAsk::Subscribe { .. } => {
+                let head = home.head(chat_id);
+                self.let_subscribe(now, origin, head, out);
+            }
         }
     }
 
     /// Whoever asks is a member, and hears of live events from now on.
-    pub(super) fn let_subscribe(&mut self, now: Now, origin: Origin, chat_id: ChatId, out: &mut Out) {
+    pub(super) fn let_subscribe(&mut self, now: Now, origin: Origin, head: Head, out: &mut Out) {
+        let chat_id = head.chat_id;
         let Some(home) = self.chats.get_mut(&chat_id) else {
             let reply = HomeReply::NotSubscribed { code: ErrorCode::Unavailable, chat_id };
             return self.reply(origin, reply, out);
         };
         let generation = home.subscribe(origin.shard);
-        let head = home.head(chat_id);
+        let head = if head.seq < home.head_seq { home.head(chat_id) } else { head };
         self.fan_out(now, origin.shard, Fanout::Subscribed { conn: origin.conn, head, generation }, out);
         self.reply(origin, HomeReply::Taken, out);
     }

@@ -3,7 +3,6 @@
 
 use super::active::Rate;
 use crate::mesh::{HomeAsk, Origin};
-#[cfg(feature = "planted")]
 use crate::planted::{self, Bug};
 use parley_protocol::frame::Head;
 use parley_protocol::link::{ChatState, MarkUpdate, Marked, MemberState};
@@ -140,6 +139,7 @@ impl ChatHome {
             match change.action {
                 MemberAction::Added | MemberAction::RoleChanged if event.chat_id.is_channel() => {}
                 MemberAction::Added | MemberAction::RoleChanged => self.put(change.user_id, change.role),
+                MemberAction::Left if event.chat_id.is_channel() && planted::has(Bug::LeaversStaySubscribed) => {}
                 MemberAction::Removed | MemberAction::Left => {
                     self.members.retain(|member| member.user_id != change.user_id);
                     self.marks.retain(|mark| mark.user_id != change.user_id);

@@ -1,7 +1,7 @@
 //! Judging and numbering: every decision against the state as numbered, every number in one place.
 
 use super::Writer;
-use super::cache::{Chat, Member, Seat, Seats, User};
+use super::cache::{Chat, Member, Seats, User};
 use super::jobs::{Answered, JobKey, Judged};
 use super::loads::{NameState, Need};
 use super::roles::{Decision, Room, decide, distinct, title_fits};
@@ -35,7 +35,7 @@ pub(super) fn check_command_shape(command: &Command) -> Result<(), ErrorCode> {
     }
 }
 
-fn membership(changes: &[MemberChange]) -> Envelope {
+pub(super) fn membership(changes: &[MemberChange]) -> Envelope {
     Body::Membership(MembershipBody { changes: changes.to_vec() }).to_envelope()
 }
 
@@ -43,7 +43,7 @@ fn title_event(title: &str) -> Envelope {
     Body::Title(TitleBody { title: title.to_owned() }).to_envelope()
 }
 
-fn added(user_id: UserId, role: Role) -> MemberChange {
+pub(super) fn added(user_id: UserId, role: Role) -> MemberChange {
     MemberChange { user_id, action: MemberAction::Added, role }
 }
 
@@ -80,32 +80,6 @@ impl Writer {
         }
         if fewest <= max {
             needs.extend(chat.present_members().map(|member| Need::User(member.user_id)));
-        }
-    }
-
-    /// Those who are concerned, and nobody else.
-    fn needs_of_channel(&self, chat_id: ChatId, chat: &Chat, command: &Command, needs: &mut Vec<Need>) {
-        let sender = command.sender;
-        let known = |user_id| chat.seat(chat_id, &self.seats, user_id);
-        needs.push(Need::Member(chat_id, sender));
-        let joins = matches!(command.action, Action::Change(Change::Join {}));
-        if known(sender).is_none_or(|member| member.role.is_none() && !joins) {
-            return;
-        }
-        let mut others = |users: &[UserId]| needs.extend(users.iter().map(|user| Need::Member(chat_id, *user)));
-        match &command.action {
-            Action::Change(Change::Add { users }) => {
-                others(users);
-                needs.extend(users.iter().copied().map(Need::User));
-            }
-            Action::Change(Change::Remove { users }) => {
-                others(users);
-                let present = users.iter().copied().filter(|user| known(*user).is_some_and(|it| it.role.is_some()));
-                needs.extend(present.map(Need::User));
-            }
-            Action::Change(Change::Role { user, .. }) => others(&[*user]),
-            Action::Change(Change::Leave {} | Change::Join {}) => needs.push(Need::User(sender)),
-            _ => {}
         }
     }
 
@@ -160,24 +134,6 @@ impl Writer {
                 head_ordinal: chat.head_ordinal,
                 large: chat.channel || chat.present > self.options.inbox_fanout_members_max,
                 members: chat.present_members().filter_map(member_state).collect(),
-            })
-        };
-        self.attach(to, reply);
-        Judged::Done
-    }
-
-    /// Says who of some users is in a channel, and where its head is.
-    fn judge_among(&mut self, to: Answered, chat_id: ChatId, users: &[UserId]) -> Judged {
-        let chat = self.chats.get(chat_id).expect("the job was prepared");
-        let reply = if chat.head_seq == 0 {
-            Reply::Refused(ErrorCode::NoSuchChat)
-        } else {
-            let member = |user_id: &UserId| chat.seat(chat_id, &self.seats, *user_id).and_then(member_state);
-            Reply::Chat(ChatState {
-                head_seq: chat.head_seq,
-                head_ordinal: chat.head_ordinal,
-                large: true,
-                members: users.iter().filter_map(member).collect(),
             })
         };
         self.attach(to, reply);
@@ -325,45 +281,6 @@ impl Writer {
         Ok(vec![committed])
     }
 
-    /// Somebody comes into a channel by itself.
-    fn judge_join(&mut self, chat_id: ChatId, name: &CommandName) -> Result<Vec<Committed>, Refusal> {
-        let chat = self.chats.get(chat_id).expect("the job was prepared");
-        let member = chat.seat(chat_id, &self.seats, name.sender);
-        // One that everybody left, its owner last, is over.
-        if chat.present == 0 {
-            return Err(ErrorCode::NoSuchChat.into());
-        }
-        // Each time is an interval in the row of the membership.
-        if member.is_some_and(|member| member.intervals.len() >= limits::CHANNEL_JOINS_MAX) {
-            return Err(ErrorCode::Forbidden.into());
-        }
-        if chat.present >= self.options.channel_members_max {
-            return Err(ErrorCode::GroupFull.into());
-        }
-        if !self.exists(name.sender) {
-            return Err(ErrorCode::NoSuchUser.into());
-        }
-        let id = self.next_id(chat.last_message_id)?;
-        let changes = [added(name.sender, Role::Member)];
-        let committed = self.number(chat_id, name, id, membership(&changes), &changes);
-        self.name_command(name, &committed);
-        Ok(vec![committed])
-    }
-
-    fn judge_channel(&mut self, name: &CommandName, title: &str, posting: Posting) -> Result<Vec<Committed>, Refusal> {
-        let owner = name.sender;
-        if !self.exists(owner) {
-            return Err(ErrorCode::NoSuchUser.into());
-        }
-        let chat_id = ChatId::channel(self.next_id(0)?, posting);
-        let first = self.next_id(0)?;
-        let second = if title.is_empty() { None } else { Some(self.next_id(0)?) };
-        let changes = [added(owner, Role::Owner)];
-        self.chats.insert(chat_id, Chat { channel: true, ..Chat::default() });
-        self.seats.insert((chat_id, owner), Seat::load(owner, None));
-        self.begin(chat_id, name, title, &changes, (first, second))
-    }
-
     fn judge_create(&mut self, name: &CommandName, title: &str, members: &[UserId]) -> Result<Vec<Committed>, Refusal> {
         let owner = name.sender;
         let others: Vec<_> = distinct(members).into_iter().filter(|user| *user != owner).collect();
@@ -383,7 +300,7 @@ impl Writer {
     }
 
     /// The first events of a chat that was just made.
-    fn begin(
+    pub(super) fn begin(
         &mut self,
         chat_id: ChatId,
         name: &CommandName,
@@ -400,7 +317,7 @@ impl Writer {
         Ok(committed)
     }
 
-    fn exists(&self, user_id: UserId) -> bool {
+    pub(super) fn exists(&self, user_id: UserId) -> bool {
         self.users.get(user_id).is_some_and(|user| user.exists)
     }
 
@@ -414,7 +331,7 @@ impl Writer {
     }
 
     /// The command's row, and its name among those in flight. The event was the command's first.
-    fn name_command(&mut self, name: &CommandName, first: &Committed) {
+    pub(super) fn name_command(&mut self, name: &CommandName, first: &Committed) {
         let event = &first.event;
         let row = CommandRow { name: *name, chat_id: event.chat_id, message_id: event.message_id, seq: event.seq };
         let chat = self.chats.get_mut(event.chat_id).expect("it was numbered in");
@@ -423,7 +340,7 @@ impl Writer {
     }
 
     /// Numbers one event, with everything that follows from it: the members after it, the inbox entries, a checkpoint.
-    fn number(
+    pub(super) fn number(
         &mut self,
         chat_id: ChatId,
         name: &CommandName,
@@ -501,6 +418,11 @@ impl Writer {
             append.members.retain(|(user_id, _)| *user_id != change.user_id);
             append.members.push((change.user_id, member.row()));
         }
+        if let ([change], true) = (changes, planted::has(Bug::JoinRewritesAnother) && chat.channel) {
+            let known = seats.iter().filter(|((of, user_id), _)| *of == chat_id && *user_id != change.user_id);
+            let row = chat.seat(chat_id, seats, change.user_id).map(Member::row);
+            append.members.extend(known.map(|((_, user_id), _)| *user_id).max().zip(row));
+        }
         if !changes.is_empty() || chat.checkpoint_due() {
             chat.checkpoint_seq = seq;
             append.checkpoint = Some(chat.checkpoint());
@@ -543,7 +465,7 @@ impl Writer {
     }
 }
 
-fn member_state(member: &Member) -> Option<MemberState> {
+pub(super) fn member_state(member: &Member) -> Option<MemberState> {
     let (user_id, marks) = (member.user_id, &member.marks);
     Some(MemberState { user_id, role: member.role?, delivered_seq: marks.delivered_seq, read_seq: marks.read_seq })
 }
@@ -590,7 +512,7 @@ fn clock_id(unix_ms: u64, id: u64) -> u64 {
 }
 
 /// Why nothing was numbered.
-enum Refusal {
+pub(super) enum Refusal {
     Code(ErrorCode),
     NoId(NotYet),
 }

@@ -80,6 +80,11 @@ impl Store for Scripted {
 }
 
 impl Scripted {
+    /// One that was just opened over what is stored.
+    pub fn over(state: State) -> Scripted {
+        Scripted { model: Model::open(state), ..Scripted::default() }
+    }
+
     /// Answers the oldest commit that waits; a durable one is applied.
     pub fn answer(&mut self, outcome: Outcome) -> Group {
         let (op, group) = self.commits.remove(0);
