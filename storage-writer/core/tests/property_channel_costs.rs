@@ -53,15 +53,17 @@ fn cost(world: &mut World<Scripted>, ask: Ask) -> (usize, Group) {
     (world.store.load_count - loads, group)
 }
 
-/// Rows of a group, and bytes of its checkpoint's list.
-fn shape(group: &Group) -> (usize, usize, usize, usize, usize) {
+/// Events, entries, members, marks, and the length of the checkpoint's list.
+type Shape = [usize; 5];
+
+fn shape(group: &Group) -> Shape {
     let append = &group.appends[0];
     let counts = append.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.sent.len());
-    (append.events.len(), append.entries.len(), append.members.len(), group.marks.len(), counts)
+    [append.events.len(), append.entries.len(), append.members.len(), group.marks.len(), counts]
 }
 
 /// A join, a message, a removal, a leave: loads and rows of each.
-fn costs(members: u64) -> Vec<(usize, (usize, usize, usize, usize, usize))> {
+fn costs(members: u64) -> Vec<(usize, Shape)> {
     let (mut world, chat_id, users) = channel(members, Posting::Everybody);
     let say = |text: &str| Action::Send(message(text));
     let commands = [
@@ -86,7 +88,7 @@ fn costs(members: u64) -> Vec<(usize, (usize, usize, usize, usize, usize))> {
 fn what_is_done_costs_the_same_with_a_hundred_thousand_members() {
     let few = costs(10);
     assert_eq!(few, costs(99_990));
-    assert!(few.iter().all(|(loads, (events, entries, members, marks, counts))| {
+    assert!(few.iter().all(|(loads, [events, entries, members, marks, counts])| {
         *loads <= 4 && *events == 1 && *entries <= 1 && *members <= 1 && *marks <= 1 && *counts <= 1
     }));
 }
