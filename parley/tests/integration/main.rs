@@ -8,6 +8,7 @@ mod common;
 
 mod admin_endpoint;
 mod bad_input;
+mod channels;
 mod check_reads_files;
 mod commands_for_scripts;
 mod crash_ledger;

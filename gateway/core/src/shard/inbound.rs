@@ -134,7 +134,7 @@ impl Shard {
         let subscribers = self.subscribers.entry(chat_id).or_default();
         subscribers.generation = generation;
         if !known {
-            subscribers.conns.push(conn);
+            subscribers.add(conn);
         }
     }
 
@@ -172,7 +172,7 @@ impl Shard {
     /// The chat's home hears when nobody here looks at it any more. If that is lost, its next live event finds nobody.
     pub(super) fn drop_subscriber(&mut self, now: Now, conn: ConnId, chat_id: ChatId, out: &mut Out) {
         let Some(subscribers) = self.subscribers.get_mut(&chat_id) else { return };
-        subscribers.conns.retain(|other| *other != conn);
+        subscribers.remove(conn);
         if subscribers.conns.is_empty() {
             let generation = subscribers.generation;
             self.subscribers.remove(&chat_id);

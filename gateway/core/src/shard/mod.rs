@@ -112,8 +112,26 @@ enum Barrier {
 #[derive(Debug, Default)]
 struct Subscribers {
     conns: Vec<ConnId>,
+    /// Where each stands in `conns`: one of a hundred thousand goes without a look at the others.
+    places: HashMap<ConnId, u32>,
     /// The chat home's count of this shard's subscriptions.
     generation: u32,
+}
+
+impl Subscribers {
+    fn add(&mut self, conn: ConnId) {
+        if self.places.insert(conn, self.conns.len() as u32).is_none() {
+            self.conns.push(conn);
+        }
+    }
+
+    fn remove(&mut self, conn: ConnId) {
+        let Some(place) = self.places.remove(&conn) else { return };
+        self.conns.swap_remove(place as usize);
+        if let Some(moved) = self.conns.get(place as usize) {
+            self.places.insert(*moved, place);
+        }
+    }
 }
 
 /// What the mesh had no room for, per target.
