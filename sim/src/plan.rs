@@ -223,7 +223,7 @@ const FAULTS_ON_ANY: usize = Fault::ReplicaDown as usize;
 /// Actions from here on are of runs with channels; those before mean the same in every run.
 const ACTIONS_OF_ALL: usize = Action::CreateChannel as usize;
 /// In a thousand seeds: those with channels.
-const WITH_CHANNELS: u32 = 500;
+const WITH_CHANNELS: u32 = 300;
 /// In a thousand seeds: those on a cluster.
 const ON_A_CLUSTER: u32 = 400;
 
