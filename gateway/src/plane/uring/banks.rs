@@ -113,6 +113,13 @@ impl Banks {
         Ok(())
     }
 
+    /// Whether nothing has completed, and nothing waits for a call into the kernel. The kernel runs a part of what waits
+    /// in one call, and that may complete nothing: a poll is woken for what it does not ask for, too. It signals only
+    /// what comes while nothing waits, so a shard that sleeps before is not woken.
+    pub(super) fn are_idle(&mut self) -> bool {
+        self.banks.iter_mut().all(|bank| !bank.ring.has_completions() && !bank.ring.has_work())
+    }
+
     pub(super) fn has_completions(&mut self) -> bool {
         self.banks.iter_mut().any(|bank| bank.ring.has_completions())
     }
@@ -154,5 +161,55 @@ impl Banks {
         for bank in &mut self.banks {
             std::mem::forget(std::mem::replace(&mut bank.buffers, Buffers::new(1, 1)));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use io_uring::opcode;
+    use io_uring::types::Fd;
+    use std::io::Write;
+    use std::net::{Shutdown, TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    /// Polls that wake for nothing, more than the kernel looks at in one call, before one that has something to tell.
+    #[test]
+    fn a_shard_does_not_sleep_on_what_the_kernel_has_not_looked_at() {
+        const POLLS: u64 = 200;
+        let wake = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).expect("an eventfd");
+        let buffers = BufferOptions { count: 8, bytes: 64 };
+        let bank = Bank::new(Size { submissions: 512, completions: 1_024 }, 8, &wake, buffers).expect("a ring");
+        let more = Size { submissions: 8, completions: 16 };
+        let mut banks =
+            Banks { banks: vec![bank], files_bits: 3, wake, more, more_buffers: buffers, next: 0, retry_at: None };
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let pairs: Vec<(TcpStream, TcpStream)> = (0..=POLLS)
+            .map(|_| {
+                let far = TcpStream::connect(listener.local_addr().expect("an address")).expect("a connection");
+                (listener.accept().expect("its other end").0, far)
+            })
+            .collect();
+        for (number, (near, _)) in (0..).zip(&pairs) {
+            let poll = opcode::PollAdd::new(Fd(near.as_raw_fd()), (libc::POLLIN | libc::POLLRDHUP) as u32);
+            // SAFETY: the entry points to nothing, and the sockets are open until the end.
+            unsafe { banks.first().push(poll.build().user_data(number)) }.expect("it is queued");
+        }
+        banks.submit().expect("they are armed");
+        // One's own end of sending wakes whoever waits for the socket, whatever for.
+        pairs[..POLLS as usize].iter().for_each(|(near, _)| near.shutdown(Shutdown::Write).expect("it is open"));
+        (&pairs[POLLS as usize].1).write_all(b"!").expect("it takes a byte");
+        let mut told = Vec::new();
+        loop {
+            banks.submit().expect("the kernel looks");
+            if banks.are_idle() {
+                break;
+            }
+            banks.take(&mut told, usize::MAX);
+        }
+        let told: Vec<u64> = told.iter().map(|completion| completion.user_data).collect();
+        assert_eq!(told, [POLLS], "before it slept");
+        drop(pairs);
+        assert!(banks.quiesce(|_| {}));
     }
 }

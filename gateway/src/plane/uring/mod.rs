@@ -158,7 +158,7 @@ impl Uring {
             self.timeout = Some(deadline);
         }
         self.banks.submit()?;
-        let idle = !self.banks.has_completions();
+        let idle = self.banks.are_idle();
         if !idle {
             self.banks.signal(false);
         }
