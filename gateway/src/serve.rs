@@ -521,7 +521,12 @@ impl Brain for ChatBrain {
     }
 
     fn handle_timer(&mut self, now: Now, out: &mut Out) {
+        let was_ready = self.shard.is_ready();
         self.shard.handle_timer(now, out);
+        if was_ready && !self.shard.is_ready() {
+            let socket = self.writer_socket();
+            tracing::warn!(shard = self.number, "the storage-writer at {socket} says nothing; its link is given up");
+        }
     }
 
     fn next_timer(&self) -> Option<u64> {

@@ -7,7 +7,7 @@ mod grown;
 use common::Opened;
 use common::client::Client;
 use grown::{Grown, LARGE, SMALL, compare, grow};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use storage_writer::Options;
@@ -53,6 +53,8 @@ fn a_copy_answers_as_the_store_does_and_goes_on_by_itself() {
     assert!(rows("records") == 1 && rows("partitions") > 100 && rows("checkpoints") > 100, "{report}");
     assert!(!from.path().join("copies").exists(), "nothing is left in the source");
     assert!(!target.join("COPYING").exists());
+    let mode = std::fs::metadata(&target).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700, "all messages are in it");
     are_the_same(&grown, from.path(), &target);
     // It is a deployment: the same people, commands that were given are known, and numbers go on.
     let settings = Options { embedded: common::options(), ..Options::new(&target) };

@@ -5,7 +5,7 @@ use super::journey::Mark;
 use super::source::{Chunk, Source, Table, is_no_part_of_a_store};
 use super::{CopyError, Found, Report, Sum, TableSums, Target, source_io};
 use crate::store::embedded::files::{
-    DirectoryLock, SCHEMA_VERSION, UNFINISHED_FILE, sync_directory, write_schema, write_whole,
+    DirectoryLock, SCHEMA_VERSION, UNFINISHED_FILE, make_private, sync_directory, write_schema, write_whole,
 };
 use crate::store::embedded::high_water::{HIGH_WATER_FILE, HighWater};
 use crate::store::embedded::layout;
@@ -48,7 +48,7 @@ struct Store {
 impl Directory {
     pub(super) fn take(path: &Path) -> Result<Self, CopyError> {
         let path = std::path::absolute(path).map_err(source_io("find", path))?;
-        std::fs::create_dir_all(&path).map_err(source_io("make the directory", &path))?;
+        make_private(&path).map_err(source_io("make the directory", &path))?;
         let lock = DirectoryLock::take(&path).map_err(|error| match error {
             OpenError::InUse { .. } => {
                 CopyError::Foreign { target: path.display().to_string(), what: format!("a running store ({error})") }

@@ -1,8 +1,9 @@
 //! The small files of a data directory: its lock, its schema version, and what makes their changes durable.
 
 use super::error::OpenError;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{Read, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// The schema version that this program writes.
@@ -63,6 +64,12 @@ pub(crate) fn refuse_unfinished(dir: &Path) -> Result<(), OpenError> {
         Ok(true) => Err(OpenError::Unfinished { marker }),
         Err(error) => Err(OpenError::io("look for", &marker)(error)),
     }
+}
+
+/// Makes a directory and those above it, for the owner's eyes only: all messages are in it. One that is there stays as it
+/// is.
+pub(crate) fn make_private(dir: &Path) -> std::io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)
 }
 
 /// The schema version of a data directory; none when it is new.

@@ -117,7 +117,7 @@ pub(crate) fn hold(data_dir: &Path, options: &EmbeddedOptions) -> Result<Held, O
 }
 
 fn take_lock(data_dir: &Path) -> Result<DirectoryLock, OpenError> {
-    std::fs::create_dir_all(data_dir).map_err(OpenError::io("make the directory", data_dir))?;
+    files::make_private(data_dir).map_err(OpenError::io("make the directory", data_dir))?;
     let lock = DirectoryLock::take(data_dir)?;
     files::refuse_unfinished(data_dir)?;
     Ok(lock)
@@ -196,6 +196,8 @@ fn prepare_new(data_dir: &Path, engine_dir: &Path, found: Option<HighWater>) -> 
         .map_err(|error| OpenError::io("draw an id for", data_dir)(std::io::Error::other(error.to_string())))?;
     HighWater::create(data_dir, u128::from_le_bytes(store))?;
     files::sync_directory(data_dir)?;
+    // A mistyped directory shows here.
+    tracing::info!("there was no store in {}: a new one is made", data_dir.display());
     Ok(HighWater::open(data_dir)?.expect("the file was just made"))
 }
 
