@@ -33,6 +33,9 @@ const RATIO_MAX: f64 = 2.0;
 /// Further rounds of those attacks whose ratio is above that: a stalled disk can spoil two halves of three.
 const ROUNDS_AGAIN: u32 = 6;
 
+/// A usual p99 above this says more about the machine than about any attack.
+const BUSY_P99_MS: f64 = 50.0;
+
 /// What is compared.
 #[derive(Clone)]
 pub(crate) struct Settings {
@@ -118,6 +121,11 @@ pub(crate) fn run(settings: &Settings, tokens: &Tokens) -> Result<Report, String
     let report = honest.end()?;
     let samples = measured?;
     let usual_p99_ms = usual_p99_ms(&samples);
+    if usual_p99_ms > BUSY_P99_MS {
+        eprintln!(
+            "the machine is busy: a usual p99 of {usual_p99_ms:.0} ms, so the ratios say little; let nothing else run"
+        );
+    }
     broken.extend(report.broken().into_iter().map(|what| format!("honest clients: {what}")));
     Ok(Report {
         rate: settings.rate,
